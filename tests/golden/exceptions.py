@@ -35,9 +35,10 @@ EXCEPTIONS: dict[str, Waiver] = {
         "the variables are read in parallel: whichever is missed first is named (the recording's own second "
         "attempt names another one)",
         message=r"Could not find variable sequential/\w+/\w+\. This could mean that the variable has been "
-        r"deleted\. In TF1, it can also mean the variable is uninitialized\. Debug info: container=localhost, "
-        r"status error message=Resource localhost/sequential/\w+/\w+/N10tensorflow3VarE does not exist\.\n\t "
-        r"\[\[\{\{function_node __inference_pred_1899\}\}\{\{node sequential_1/\w+/\S+/ReadVariableOp\}\}\]\]",
+        r"deleted\. In TF1, it can also mean the variable is uninitialized\. Debug info: "
+        r"container=localhost, status error message=Resource localhost/sequential/\w+/\w+/N10tensorflow3VarE "
+        r"does not exist\.\n\t "
+        r"\[\[\{\{function_node __inference_pred_1899\}\}\{\{node sequential_1/\S+/ReadVariableOp\}\}\]\]",
     ),
 }
 
