@@ -34,7 +34,7 @@ def test_error_survives_pickling() -> None:
 @pytest.mark.parametrize("code", [0, 17, -1])
 def test_error_needs_an_error_code(code: int) -> None:
     """OK and numbers outside the canonical codes are refused."""
-    with pytest.raises(ValueError, match="OK is not an error|is not a valid StatusCode"):
+    with pytest.raises(ValueError, match=r"OK is not an error|is not a valid StatusCode"):
         StatusError(code, "text")
 
 

@@ -1,0 +1,67 @@
+"""A server that answers as TensorFlow Serving does, for tests: embedded, as a fixture, or as a process.
+
+    async with ModelServer(models={"digits": "/models/digits"}) as server:
+        client = AsyncClient(server.target)
+
+Real sockets, real gRPC, and the life cycle, texts and encodings of the real server; its models are
+SavedModels run by TensorFlow, or Python callables with a declared signature, which need no TensorFlow.
+Nothing in here is imported by the client, and nothing in here imports the client.
+
+    server       ModelServer: the services on sockets
+    manager      configuration, versions, labels, states: which model answers a request
+    inference    bytes of a request in, bytes of its answer out, given a loaded model
+    servable     what a loaded model is; CallableServable
+    saved_model  loading and running SavedModels (the only place that imports TensorFlow)
+    options      the real binary's flags
+    process      ServerProcess: `python -m aioserving.testing` under control
+    pytest_plugin  the fixtures `model_server` and `model_server_process`
+    status       codes and the error that carries one
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aioserving.testing.options import ServerOptions as ServerOptions
+    from aioserving.testing.process import ServerProcess as ServerProcess
+    from aioserving.testing.servable import CallableServable as CallableServable
+    from aioserving.testing.servable import Servable as Servable
+    from aioserving.testing.server import ModelServer as ModelServer
+    from aioserving.testing.status import StatusCode as StatusCode
+    from aioserving.testing.status import StatusError as StatusError
+
+#: Name -> the module that defines it, imported when the name is first used.
+_EXPORTS = {
+    "CallableServable": "servable",
+    "ModelServer": "server",
+    "Servable": "servable",
+    "ServerOptions": "options",
+    "ServerProcess": "process",
+    "StatusCode": "status",
+    "StatusError": "status",
+}
+
+__all__ = [
+    "CallableServable",
+    "ModelServer",
+    "Servable",
+    "ServerOptions",
+    "ServerProcess",
+    "StatusCode",
+    "StatusError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})
