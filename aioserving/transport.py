@@ -1,0 +1,359 @@
+"""One gRPC channel: serialized request in, serialized response out, errors translated.
+
+The only module that speaks grpc. A `Transport` is one HTTP/2 connection to one target; it knows no
+models and no tensors, keeps no count of calls (the pool does) and never retries.
+
+Two ways of making a call
+    The public way, a grpc.aio multicallable, makes a task, a call object and three closures per call:
+    about a fifth of the client's CPU time for a small one. The lean way awaits the call object of
+    grpc's Cython core in the caller's own task, as `UnaryUnaryCall._invoke` does in its own. That
+    core is not a public interface, so it is looked for when a channel is opened and the public way is
+    taken where it is not as expected; both pass the same tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from grpc import aio
+
+from aioserving import errors
+
+if TYPE_CHECKING:
+    from grpc import ChannelCredentials
+
+    from aioserving._types import Metadata
+    from aioserving.errors import RPCError
+
+__all__ = ["ChannelOptions", "Transport", "check_fork", "error_from_status", "process_generation"]
+
+ChannelOptions = Sequence[tuple[str, Any]]
+
+#: Defaults of every channel. Why each is there is said beside it; `options=` overrides any of them.
+_OPTIONS: Final[dict[str, Any]] = {
+    # gRPC shares one connection among channels with equal arguments; a pool wants separate ones.
+    "grpc.use_local_subchannel_pool": 1,
+    # The real server takes 2 GiB and sends without a limit; grpcio's own receive limit is 4 MiB.
+    "grpc.max_send_message_length": -1,
+    "grpc.max_receive_message_length": -1,
+    # Servers that set nothing allow one ping in five minutes and drop the connection after two strikes.
+    "grpc.keepalive_time_ms": 310_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.keepalive_permit_without_calls": 0,
+    # gRPC waits 1 s after the first refused connection and up to 120 s later on: far longer than a
+    # server takes to restart.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 2_000,
+    # No TXT look-ups for service configs: one DNS round trip less.
+    "grpc.service_config_disable_resolution": 1,
+    "grpc.primary_user_agent": "aioserving",
+}
+
+# gRPC does not survive a fork with live channels: a child that uses it hangs or crashes.
+_live_channels = 0
+_generation = 0
+_poisoned = False
+
+
+def _after_fork_in_child() -> None:
+    global _generation, _poisoned
+    _generation += 1
+    _poisoned = _poisoned or _live_channels > 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def process_generation() -> int:
+    """A number that is another one in a forked child; cheaper to compare than a process id."""
+    return _generation
+
+
+def check_fork(generation: int | None = None) -> None:
+    """Refuse to go on in a forked process in which gRPC would hang or crash.
+
+    Args:
+        generation: the `process_generation()` in which the caller made its channels; None if it has none.
+
+    Raises:
+        ForkError: `generation` is another process's, or a channel was open when this process was forked.
+    """
+    if _poisoned or (generation is not None and generation != _generation):
+        raise errors.ForkError(
+            "this process was forked while a gRPC channel was open, and gRPC cannot be used in it "
+            "(calls would hang or crash). Close every client before forking, create clients in the "
+            "child only (gunicorn: in post_fork or the application's lifespan, without preloading a "
+            "connected client), or start processes with multiprocessing's 'spawn' or 'forkserver' method"
+        )
+
+
+class Transport:
+    """One HTTP/2 connection to `target`, opened lazily by gRPC at the first call.
+
+    Must be made on a running event loop, and used and closed on that same loop.
+
+    Args:
+        target: gRPC target: ``"host:port"``, ``"dns:///name:port"``, ``"unix:/path"``.
+        credentials: TLS credentials (`grpc.ssl_channel_credentials(...)`), or None for plaintext.
+        options: gRPC channel arguments; they override this library's defaults.
+        lean: take the shorter way into gRPC's core where this grpcio has it.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: ChannelCredentials | None = None,
+        options: ChannelOptions = (),
+        lean: bool = True,
+    ) -> None:
+        global _live_channels
+        check_fork()
+        self.target = target
+        merged = {**_OPTIONS, **dict(options)}
+        if target.startswith("dns:"):
+            # Plain gRPC sends everything to the first address of a name.
+            merged.setdefault("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}')
+        arguments = list(merged.items())
+        if credentials is None:
+            self._channel = aio.insecure_channel(target, options=arguments)
+        else:
+            self._channel = aio.secure_channel(target, credentials, options=arguments)
+        _live_channels += 1
+        self._closed = False
+        self._active: set[Any] = set()  # lean calls under way, which the channel does not track
+        self._drained: asyncio.Event | None = None  # made by `close`, set when `_active` is empty
+        self._callables: dict[str, Callable[..., Any]] = {}
+        self._handles: dict[str, tuple[bytes, int]] = {}
+        self._core = _lean_core(self._channel) if lean else None
+        #: ``call(method, request, timeout, metadata)`` gives the serialized response.
+        #: `timeout` is in seconds, or None; it travels to the server as the gRPC deadline.
+        self.call: Callable[[str, bytes, float | None, Metadata], Awaitable[bytes]] = (
+            self._call_public if self._core is None else self._call_lean
+        )
+
+    def __repr__(self) -> str:
+        return f"<Transport to {self.target}, {self.state}>"
+
+    @property
+    def state(self) -> str:
+        """Connectivity state as gRPC names it, in lower case (``"ready"``, ``"idle"``, …), or ``"closed"``."""
+        if self._closed:
+            return "closed"
+        return str(self._channel.get_state().name).lower()
+
+    async def _call_lean(
+        self, method: str, request: bytes, timeout: float | None, metadata: Metadata
+    ) -> bytes:
+        handle = self._handles.get(method)
+        if handle is None:
+            handle = self._handles[method] = (
+                method.encode(),
+                self._channel._get_registered_call_handle(method, True),  # type: ignore[attr-defined]
+            )
+        try:
+            call = self._core.call(  # type: ignore[union-attr]
+                handle[0], None if timeout is None else time.time() + timeout, None, None, handle[1]
+            )
+        except cygrpc.UsageError as error:
+            raise errors.ClientClosedError("the connection was closed") from error
+        active = self._active
+        active.add(call)
+        try:
+            response = await call.unary_unary(request, tuple(metadata) if metadata else ())
+        except asyncio.CancelledError:
+            if not call.done():
+                call.cancel("cancelled by the caller")
+            raise
+        finally:
+            active.discard(call)
+            if self._drained is not None and not active:
+                self._drained.set()
+        if call.is_ok():
+            return response  # type: ignore[no-any-return]
+        if call.is_locally_cancelled():
+            raise errors.ClientClosedError("the client was closed while the call was under way")
+        status = await call.status()
+        raise error_from_status(
+            _CODE_NAMES.get(status.code(), "UNKNOWN"),
+            status.details() or "",
+            endpoint=self.target,
+            method=method,
+            debug=status.debug_error_string() or "",
+        )
+
+    async def _call_public(
+        self, method: str, request: bytes, timeout: float | None, metadata: Metadata
+    ) -> bytes:
+        function = self._callables.get(method)
+        if function is None:
+            function = self._callables[method] = self._unary_unary(method)
+        try:
+            call = function(request, timeout=timeout, metadata=tuple(metadata) if metadata else None)
+        except cygrpc.UsageError as error:
+            raise errors.ClientClosedError("the connection was closed") from error
+        try:
+            return await call  # type: ignore[no-any-return]
+        except aio.AioRpcError as error:
+            raise error_from_status(
+                error.code().name,
+                error.details() or "",
+                endpoint=self.target,
+                method=method,
+                debug=error.debug_error_string() or "",
+            ) from error
+        except asyncio.CancelledError:
+            # grpc.aio raises the same for a call that `close` cancelled under its waiting caller.
+            if self._closed and not _being_cancelled():
+                raise errors.ClientClosedError("the client was closed while the call was under way") from None
+            raise
+
+    def _unary_unary(self, method: str) -> Callable[..., Any]:
+        return self._channel.unary_unary(method)  # bytes in, bytes out: no (de)serializers
+
+    async def wait_ready(self) -> None:
+        """Connect, and return once the connection is ready; runs until then, so bound it with a timeout."""
+        await self._channel.channel_ready()
+
+    async def close(self) -> None:
+        """Cancel the calls under way and close the connection; safe to call again."""
+        global _live_channels
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for call in tuple(self._active):
+                call.cancel("the client was closed")
+            if self._active:  # their cancellations complete in the callers' tasks
+                self._drained = asyncio.Event()
+                await self._drained.wait()
+        finally:
+            await self._channel.close()
+            _live_channels -= 1
+
+    def abandon(self) -> None:
+        """Let go of the connection without a loop (it was closed, or nobody closed the client)."""
+        global _live_channels
+        if not self._closed:
+            self._closed = True
+            _live_channels -= 1
+
+
+def _being_cancelled() -> bool:
+    """Whether the current task itself was asked to stop (known from Python 3.11 on; else assume so)."""
+    task = asyncio.current_task()
+    cancelling = getattr(task, "cancelling", None)
+    return cancelling is None or cancelling() > 0
+
+
+try:
+    from grpc._cython import cygrpc  # type: ignore[attr-defined]
+except ImportError:  # pragma: no cover - every known grpcio has it
+    cygrpc = Any
+
+
+def _lean_core(channel: aio.Channel) -> Any | None:
+    """The Cython channel beneath `channel` if it is as the lean way expects it, else None."""
+    core = getattr(channel, "_channel", None)
+    if not callable(getattr(core, "call", None)) or not hasattr(channel, "_get_registered_call_handle"):
+        return None
+    needed = ("unary_unary", "is_ok", "is_locally_cancelled", "status", "cancel", "done")
+    call_type = getattr(cygrpc, "_AioCall", None)
+    return core if call_type is not None and all(hasattr(call_type, name) for name in needed) else None
+
+
+_CODE_NAMES: Final[dict[int, str]] = {code.value[0]: code.name for code in grpc.StatusCode}
+
+_ERRORS: Final[dict[str, type[RPCError]]] = {
+    kind.default_code: kind
+    for kind in (
+        errors.CancelledError,
+        errors.UnknownError,
+        errors.InvalidArgumentError,
+        errors.DeadlineExceededError,
+        errors.NotFoundError,
+        errors.AlreadyExistsError,
+        errors.PermissionDeniedError,
+        errors.UnauthenticatedError,
+        errors.ResourceExhaustedError,
+        errors.FailedPreconditionError,
+        errors.AbortedError,
+        errors.OutOfRangeError,
+        errors.UnimplementedError,
+        errors.InternalError,
+        errors.UnavailableError,
+        errors.DataLossError,
+    )
+}
+
+# The server's texts are the only thing that tells its errors apart (serving-behaviour, 1.1 and 1.2).
+_TEXTS: Final[tuple[tuple[str, re.Pattern[str], type[RPCError]], ...]] = tuple(
+    (code, re.compile(pattern), kind)
+    for code, pattern, kind in (
+        ("NOT_FOUND", r"Servable not found for request: Specific\(", errors.VersionNotFoundError),
+        ("NOT_FOUND", r"Could not find version ", errors.VersionNotFoundError),
+        ("NOT_FOUND", r"Servable not found for request: Latest\(", errors.ModelNotFoundError),
+        ("NOT_FOUND", r"Could not find any versions of model ", errors.ModelNotFoundError),
+        ("INVALID_ARGUMENT", r"Unrecognized servable version label: ", errors.VersionLabelNotFoundError),
+        ("FAILED_PRECONDITION", r'Serving signature key ".*" not found', errors.SignatureNotFoundError),
+        (
+            "INVALID_ARGUMENT",
+            r"input size does not match signature|Signature input alias: |Inputs contains invalid name|"
+            r"tensor parsing error: |Expects arg\[|output tensor alias not found|duplicate output tensor",
+            errors.InvalidInputError,
+        ),
+        ("RESOURCE_EXHAUSTED", r"(?i)message larger than max|message size", errors.MessageTooLargeError),
+    )
+)
+
+_MISSING_HTTP2 = re.compile(
+    r"(?i)trying to connect an http1|first 16 bytes|settings frame|missing http/2|http2 header with status|"
+    r"received http2? ?:|text/html|bad (http2 )?preface|failed parsing http/2"
+)
+
+
+def error_from_status(
+    code: str,
+    details: str,
+    *,
+    endpoint: str | None = None,
+    method: str | None = None,
+    model: str | None = None,
+    debug: str = "",
+) -> RPCError:
+    """The exception for a gRPC status.
+
+    Args:
+        code: the status code's name (``"NOT_FOUND"``); one that gRPC does not define gives `UnknownError`.
+        details: the status message.
+        endpoint: the address that was called.
+        method: full or short name of the RPC.
+        model: name of the model called.
+        debug: gRPC's debug string; read for the cause of a failed connection.
+    """
+    kind = _ERRORS.get(code, errors.UnknownError)
+    for text_code, pattern, text_kind in _TEXTS:
+        if code == text_code and pattern.search(details):
+            kind = text_kind
+            break
+    if kind is errors.MessageTooLargeError:
+        details = f"{details}; raise the client's max_message_size to take it"
+    elif code in ("UNAVAILABLE", "INTERNAL", "UNKNOWN") and _MISSING_HTTP2.search(f"{details} {debug}"):
+        details = (
+            f"{details}; the port does not speak gRPC. TensorFlow Serving's REST port is usually 8501, "
+            "its gRPC port 8500"
+        )
+    return kind(
+        details,
+        code=code,
+        endpoint=endpoint,
+        method=None if method is None else method.rpartition("/")[2],
+        model=model,
+    )
