@@ -372,8 +372,8 @@ class _Compiled:
         else:
             raise StatusError(
                 StatusCode.INTERNAL,
-                f"The function of signature {self.name} has to return its {len(self.outputs)} outputs by name, "
-                f"not a {type(outputs).__name__}",
+                f"The function of signature {self.name} has to return its {len(self.outputs)} outputs by "
+                f"name, not a {type(outputs).__name__}",
             )
         dtype = self.output_dtypes[alias]
         if type(value) is np.ndarray and value.dtype == dtype:
