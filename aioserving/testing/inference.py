@@ -164,7 +164,7 @@ class PredictCall:
         timeout: float | None,
     ) -> bytes:
         """See `Call.run`."""
-        signature_name = self.model_spec.signature_name or _DEFAULT_SIGNATURE
+        signature_name = _signature_name(self.model_spec)
         plan = _plan(servable, signature_name)
         if plan is None:
             raise StatusError(
@@ -327,7 +327,7 @@ class ClassifyCall:
         timeout: float | None,
     ) -> bytes:
         """See `Call.run`."""
-        signature_name = self.model_spec.signature_name or _DEFAULT_SIGNATURE
+        signature_name = _signature_name(self.model_spec)
         plan = _plan(servable, signature_name)
         if plan is None:
             raise _invalid(f"No signature was found with the name: {signature_name}")
@@ -537,7 +537,7 @@ class MultiInferenceCall:
             first_name = first_name or spec.name
             if spec.name != first_name:
                 raise _invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
-            signature_name = spec.signature_name or _DEFAULT_SIGNATURE
+            signature_name = _signature_name(spec)
             if signature_name in tasks:
                 raise _invalid(f"Duplicate evaluation of signature: {signature_name}")
             plan = _plan(servable, signature_name)
@@ -686,6 +686,11 @@ def _protobuf_error() -> type[Exception]:
     from google.protobuf.message import DecodeError as ProtobufDecodeError
 
     return ProtobufDecodeError
+
+
+def _signature_name(spec: Any) -> str:
+    """The signature asked for; recorded warm-up requests may come without a spec."""
+    return (spec.signature_name if spec is not None else "") or _DEFAULT_SIGNATURE
 
 
 def _message(name: str, data: bytes) -> Any:

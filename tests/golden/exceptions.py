@@ -31,6 +31,19 @@ class Waiver:
 
 #: Case id -> waiver.
 EXCEPTIONS: dict[str, Waiver] = {
+    "A_main/float_rank_255": Waiver(
+        "the codec's tensors are numpy arrays, of at most 64 dimensions (32 in numpy 1), where TensorFlow's "
+        "have up to 254: such a tensor is refused as one that does not parse",
+        codes=frozenset({"INVALID_ARGUMENT"}),
+        message=r"tensor parsing error: x",
+        response=True,
+    ),
+    "A_main/pred_examples_bad_bytes": Waiver(
+        "the message has the two bytes FF FF, which are not UTF-8: the recording shows them as latin-1, a "
+        "Python server can only send, and a Python client only show, replacement characters",
+        message=r"Could not parse example input, value: '\ufffd\ufffd'\n\t "
+        r"\[\[\{\{node ParseExample/ParseExampleV2\}\}\]\]",
+    ),
     "A_main/uninit_vars": Waiver(
         "the variables are read in parallel: whichever is missed first is named (the recording's own second "
         "attempt names another one)",
