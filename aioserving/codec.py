@@ -1,15 +1,18 @@
-"""numpy arrays to the bytes of Predict messages and back, without a protobuf object in between.
+"""numpy arrays to the bytes of Predict messages and back, without protobuf objects in between.
 
 Encoding copies tensor data once, from the array into the message (`tensor_content`). Decoding copies
 nothing where the wire already has the array's layout: `tensor_content` and packed float, double and
-complex fields become views on the message; variable-width integers are decoded in bulk.
+complex fields become views on the message. Packed integers are decoded in bulk.
 
-Decoded arrays are read-only: most of them are the message's own bytes. Copy one to change it.
+Decoded arrays are read-only, since most of them are the message's own bytes: copy one to change it.
 
-What is accepted, and what it means, is what the C++ runtime accepts (`Tensor::FromProto`): content
-wins over typed fields, the last typed value is repeated, no value at all means zeros. As there, a
-shape without the data to fill it is refused once the tensor is too big; here the bound is
-`MAX_EXPANDED_BYTES`.
+What is accepted and what it means follows the C++ runtime (`Tensor::FromProto`): content wins over
+typed fields, the last typed value is repeated, no value at all means zeros. As there, a tensor much
+larger than its message is refused; the bound here is `MAX_EXPANDED_BYTES`. Framing errors are found
+in everything that is read; the inside of fields that do not matter to the tensor is not looked at.
+
+The protobuf runtime is asked for help where it measured faster: packed fields of mostly multi-byte
+integers, and tensors of many short strings.
 
 Which types exist is left to `aioserving.dtypes`, how bytes are framed to `aioserving.wire`, and what
 a signature allows to `aioserving.signature`.
@@ -17,14 +20,21 @@ a signature allows to `aioserving.signature`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from aioserving.dtypes import DataType, TypeInfo, data_type_of, numpy_dtype, short_name, type_info
+from aioserving.dtypes import (
+    TENSOR_TYPES,
+    DataType,
+    TypeInfo,
+    data_type_of,
+    numpy_dtype,
+    short_name,
+    type_info,
+)
 from aioserving.errors import DecodeError, MessageTooLargeError, UnsupportedTypeError
 from aioserving.wire import (
     FIXED32,
@@ -36,6 +46,8 @@ from aioserving.wire import (
     delimited,
     encode_varints,
     fields,
+    read_varint,
+    signed,
     varint,
 )
 
@@ -57,19 +69,19 @@ __all__ = [
 #: The most that one protobuf message, and so one gRPC call, can carry.
 MAX_MESSAGE_BYTES = (1 << 31) - 1
 
-#: The largest tensor that fewer values than elements may stand for (the last one is repeated):
-#: as large as one that a message could carry in full. A few bytes can claim 10^18 elements.
+#: The largest tensor that fewer values than elements may stand for (the last one is repeated): as
+#: large as one that a message could carry in full. A few bytes can claim 10^18 elements.
 MAX_EXPANDED_BYTES = MAX_MESSAGE_BYTES
 
-# Tags, `number << 3 | wire type`.
-_DTYPE = 1 << 3 | VARINT
+# Tags: `field number << 3 | wire type`.
+_DTYPE = 1 << 3 | VARINT  # of TensorProto
 _SHAPE = 2 << 3 | LENGTH_DELIMITED
-_VERSION_NUMBER = 3 << 3 | VARINT
 _CONTENT = 4 << 3 | LENGTH_DELIMITED
-_DIM = 2 << 3 | LENGTH_DELIMITED
+_STRING_VAL = 8 << 3 | LENGTH_DELIMITED
+_DIM = 2 << 3 | LENGTH_DELIMITED  # of TensorShapeProto
 _DIM_SIZE = 1 << 3 | VARINT
 _DIM_NAME = 2 << 3 | LENGTH_DELIMITED
-_KEY = 1 << 3 | LENGTH_DELIMITED
+_KEY = 1 << 3 | LENGTH_DELIMITED  # of map entries
 _VALUE = 2 << 3 | LENGTH_DELIMITED
 _REQUEST_SPEC = 1 << 3 | LENGTH_DELIMITED
 _REQUEST_INPUTS = 2 << 3 | LENGTH_DELIMITED
@@ -82,29 +94,21 @@ _SPEC_SIGNATURE = 3 << 3 | LENGTH_DELIMITED
 _SPEC_LABEL = 4 << 3 | LENGTH_DELIMITED
 _INT64_VALUE = 1 << 3 | VARINT
 
-_STRING_FIELD = 8
-_FLOAT8_FIELD = 18
-# Fields whose packed bytes are the array already.
-_FIXED_FIELDS = {5: np.dtype("<f4"), 6: np.dtype("<f8"), 9: np.dtype("<c8"), 12: np.dtype("<c16")}
-# Fields of varints, with the integer type the schema gives them (half_val has 32 bits, 16 are used).
-_VARINT_FIELDS = {7: np.int32, 10: np.int64, 11: np.uint64, 13: np.uint16, 16: np.uint32, 17: np.uint64}
-# How one value of a field is framed when it is not packed.
-_UNPACKED_WIRE_TYPE = {
-    5: FIXED32,
-    6: FIXED64,
-    9: FIXED32,
-    12: FIXED64,
-    **dict.fromkeys(_VARINT_FIELDS, VARINT),
-}
-# Value bits of the types narrower than a byte, and whether they have a sign.
-_NARROW = {
-    DataType.DT_INT4: (4, np.int8),
-    DataType.DT_UINT4: (4, np.uint8),
-    DataType.DT_INT2: (2, np.int8),
-    DataType.DT_UINT2: (2, np.uint8),
-}
-# TensorFlow's own limit; numpy's is lower.
+# TensorFlow's own limit; numpy's is lower (64, or 32 before numpy 2).
 _MAX_DIMENSIONS = 254
+
+# `decode_varints` beats the protobuf runtime when there are few bytes, or many of which at most one
+# in `_SPARSE` is followed by another of the same value.
+_FEW_BYTES = 64
+_MANY_BYTES = 1 << 14
+_SPARSE = 16
+# The runtime takes and gives strings faster than a loop when they are many and short; it copies
+# them more often, which costs more when they are long.
+_MANY_STRINGS = 64
+_SHORT_STRING = 512
+
+#: Pieces of a message, to be joined: ``bytes``, or arrays whose memory is what the wire wants.
+_Pieces: TypeAlias = "list[Any]"
 
 
 class PredictRequestParts(NamedTuple):
@@ -118,7 +122,7 @@ class PredictRequestParts(NamedTuple):
     output_filter: list[str]
 
 
-# ---------------------------------------------------------------- model spec
+# ------------------------------------------------------------------ model spec
 
 
 def encode_model_spec(
@@ -131,7 +135,7 @@ def encode_model_spec(
     """The body of a ModelSpec.
 
     Raises:
-        ValueError: both `version` and `version_label` are given, or `version` is not a 64-bit integer.
+        ValueError: both `version` and `version_label` are given, or `version` is no 64-bit integer.
     """
     if version is not None and version_label is not None:
         raise ValueError("version and version_label exclude each other: give one of them")
@@ -151,7 +155,7 @@ def encode_model_spec(
 def decode_model_spec(data: bytes) -> tuple[str, int | None, str | None, str]:
     """The name, version, version label and signature name of a ModelSpec's body.
 
-    Version and label are None when absent; they exclude each other, the later one counts.
+    Version and label are None when absent; they exclude each other, and the later one counts.
 
     Raises:
         DecodeError: the bytes are no ModelSpec.
@@ -175,11 +179,11 @@ def decode_model_spec(data: bytes) -> tuple[str, int | None, str | None, str]:
         version = 0
         for tag, value, _ in fields(version_body, 0, len(version_body)):
             if tag == _INT64_VALUE:
-                version = _signed(value)
+                version = signed(value)
     return name, version, label, signature_name
 
 
-# ---------------------------------------------------------------- encoding
+# ------------------------------------------------------------------ encoding
 
 
 def encode_predict_request(
@@ -191,6 +195,8 @@ def encode_predict_request(
 ) -> bytes:
     """A whole PredictRequest, with each tensor's data copied once.
 
+    Numbers travel as `tensor_content`, strings in `string_val`, which every reader understands.
+
     Args:
         inputs: arrays of any shape, layout and byte order, by input name.
         model_spec: body of the ModelSpec, from `encode_model_spec`.
@@ -201,13 +207,22 @@ def encode_predict_request(
         UnsupportedTypeError: an array holds what no TensorProto can; the message names the input.
         MessageTooLargeError: the request would be larger than `MAX_MESSAGE_BYTES`.
     """
-    parts: list[Any] = [delimited(1, model_spec)]
-    size = len(parts[0]) + _append_tensors(parts, _REQUEST_INPUTS, "input", inputs, data_types)
+    pieces: _Pieces = [_spec_field(1, model_spec)]
+    size = len(pieces[0])
+    for name, array in inputs.items():
+        data_type = data_types.get(name) if data_types else None
+        if type(array) is np.ndarray and array.flags.c_contiguous:
+            entry = _plain_entry(_REQUEST_INPUTS, name, array.dtype, array.shape, data_type)
+            if entry is not None:
+                pieces += (entry[0], array)
+                size += entry[1]
+                continue
+        size += _append_entry(pieces, _REQUEST_INPUTS, "input", name, array, data_type, strings_typed=True)
     for name in output_filter:
-        parts.append(delimited(3, name.encode()))
-        size += len(parts[-1])
+        pieces.append(delimited(3, name.encode()))
+        size += len(pieces[-1])
     _check_size(size, "the request")
-    return b"".join(parts)
+    return b"".join(pieces)
 
 
 def encode_predict_response(
@@ -217,63 +232,51 @@ def encode_predict_response(
     typed: bool = True,
     data_types: Mapping[str, int] | None = None,
 ) -> bytes:
-    """A whole PredictResponse, as the C++ server writes it: outputs in the mapping's order, then the model spec.
+    """A whole PredictResponse as the C++ server writes it: outputs in the mapping's order, model spec last.
 
     Args:
         outputs: arrays by output name.
         model_spec: body of the ModelSpec, from `encode_model_spec`.
-        typed: whether values go into typed fields, the server's default, or into `tensor_content`
-            (`--enable_serialization_as_tensor_content`).
+        typed: whether values go into typed fields, which is the server's default, or into
+            `tensor_content` (its flag `--enable_serialization_as_tensor_content`).
         data_types: types to send other than what an array's dtype says (see `encode_tensor`).
 
     Raises:
         UnsupportedTypeError: an array holds what no TensorProto can; the message names the output.
         MessageTooLargeError: the response would be larger than `MAX_MESSAGE_BYTES`.
     """
-    parts: list[Any] = []
+    pieces: _Pieces = []
     size = 0
-    if typed:
-        for name, array in outputs.items():
-            try:
-                body = encode_tensor_typed(array, data_type=data_types.get(name) if data_types else None)
-            except UnsupportedTypeError as error:
-                raise UnsupportedTypeError(f"output {name!r}: {error}") from None
-            entry = _text(1, name) + delimited(2, body)
-            parts.append(delimited(1, entry))
-            size += len(parts[-1])
-    else:
-        size += _append_tensors(parts, _RESPONSE_OUTPUTS, "output", outputs, data_types)
-    parts.append(delimited(2, model_spec))
-    _check_size(size + len(parts[-1]), "the response")
-    return b"".join(parts)
+    for name, array in outputs.items():
+        data_type = data_types.get(name) if data_types else None
+        size += _append_entry(pieces, _RESPONSE_OUTPUTS, "output", name, array, data_type, typed, typed)
+    pieces.append(_spec_field(2, model_spec))
+    _check_size(size + len(pieces[-1]), "the response")
+    return b"".join(pieces)
 
 
 def encode_tensor(array: np.ndarray, *, data_type: int | None = None) -> bytes:
     """The body of a TensorProto with dtype, shape and `tensor_content`.
 
     Args:
-        array: anything `data_type_of` knows; object arrays must hold ``bytes`` or ``str`` (sent as UTF-8).
-        data_type: the type to send instead of what the dtype says. The array must then have the
-            dtype of that type (``int8`` for DT_QINT8), or hold its raw bits in unsigned integers
-            of the same size (``uint16`` for DT_BFLOAT16).
+        array: of any dtype that `data_type_of` knows, and any layout and byte order; object arrays
+            must hold ``bytes`` or ``str``, which is sent as UTF-8.
+        data_type: the type to send instead of what the dtype says. The array must have the dtype of
+            that type (``int8`` for DT_QINT8), or hold its raw bits in integers of the same size
+            (``uint16`` for DT_BFLOAT16 or DT_HALF, ``uint8`` for the 8-bit and smaller types).
 
     Raises:
         UnsupportedTypeError: the array holds what no TensorProto can, or does not fit `data_type`.
-        MessageTooLargeError: the tensor is larger than `MAX_MESSAGE_BYTES`.
+        MessageTooLargeError: the tensor would be larger than `MAX_MESSAGE_BYTES`.
     """
-    array = np.asarray(array)
-    info = _sent_as(array.dtype, data_type)
-    payload = _content(array, info)
-    size = payload.nbytes if isinstance(payload, np.ndarray) else len(payload)
-    header = _tensor_header(info, array.shape)
-    if size:
-        header += bytes((_CONTENT,)) + varint(size)
-    _check_size(len(header) + size, "the tensor")
-    return b"".join((header, payload))
+    return _join_tensor(*_tensor_pieces(array, data_type, typed=False, strings_typed=False))
 
 
 def encode_tensor_typed(array: np.ndarray, *, data_type: int | None = None) -> bytes:
-    """The body of a TensorProto with dtype, shape and one value per element, byte for byte as the C++ server writes it.
+    """The body of a TensorProto with dtype, shape and one typed value per element.
+
+    These are the bytes that the C++ server writes: the shape is there for scalars too, nothing is
+    compressed, and a tensor without elements has no values.
 
     Args:
         array: as in `encode_tensor`.
@@ -281,134 +284,153 @@ def encode_tensor_typed(array: np.ndarray, *, data_type: int | None = None) -> b
 
     Raises:
         UnsupportedTypeError: the array holds what no TensorProto can, or does not fit `data_type`.
-        MessageTooLargeError: the tensor is larger than `MAX_MESSAGE_BYTES`.
+        MessageTooLargeError: the tensor would be larger than `MAX_MESSAGE_BYTES`.
     """
-    array = np.asarray(array)
-    info = _sent_as(array.dtype, data_type)
-    header = _tensor_header(info, array.shape)
-    if array.size == 0:
-        return header
-    if info.field == _STRING_FIELD:
-        tag = varint(_STRING_FIELD << 3 | LENGTH_DELIMITED)
-        body = b"".join([part for text in _strings(array) for part in (tag + varint(len(text)), text)])
-    else:
-        values = _values(array, info)
-        if info.field in _VARINT_FIELDS:
-            if info.field == 13:
-                values = values.view(np.uint16)
-            packed: Any = encode_varints(values)
-        else:
-            packed = values.tobytes()
-        body = delimited(info.field, packed)
-    _check_size(len(header) + len(body), "the tensor")
-    return header + body
+    return _join_tensor(*_tensor_pieces(array, data_type, typed=True, strings_typed=True))
 
 
-def _append_tensors(
-    parts: list[Any],
-    tag: int,
-    noun: str,
-    tensors: Mapping[str, np.ndarray],
-    data_types: Mapping[str, int] | None,
-) -> int:
-    """Append the map entries of `tensors` to `parts`, as buffers to be joined; return their size in bytes."""
-    total = 0
-    for name, value in tensors.items():
-        try:
-            array = value if type(value) is np.ndarray else _as_array(value)
-            info = _sent_as(array.dtype, data_types.get(name) if data_types else None)
-            payload = _content(array, info)
-        except UnsupportedTypeError as error:
-            raise UnsupportedTypeError(f"{noun} {name!r}: {error}") from None
-        size = payload.nbytes if isinstance(payload, np.ndarray) else len(payload)
-        header = _entry_header(tag, name, info, array.shape, size)
-        parts += (header, payload)
-        total += len(header) + size
-    return total
+def _join_tensor(pieces: _Pieces, size: int) -> bytes:
+    _check_size(size, "the tensor")
+    return b"".join(pieces)
 
 
 @lru_cache(maxsize=1024)
-def _entry_header(tag: int, name: str, info: TypeInfo, shape: tuple[int, ...], size: int) -> bytes:
-    """Everything of a map entry that comes before the tensor's data."""
-    header = _tensor_header(info, shape)
-    if size:
-        header += bytes((_CONTENT,)) + varint(size)
-    entry = _text(1, name) + bytes((_VALUE,)) + varint(len(header) + size) + header
-    return bytes((tag,)) + varint(len(entry) + size) + entry
+def _plain_entry(
+    tag: int, name: str, dtype: np.dtype, shape: tuple[int, ...], data_type: int | None
+) -> tuple[bytes, int] | None:
+    """What precedes the tensor's data in a map entry, and the size of both; None if not `_is_plain`.
+
+    Models are called with the same few names, dtypes and shapes again and again: this is all the
+    work on a request that does not depend on the values, done once.
+    """
+    try:
+        info = _sent_as(dtype, data_type)
+    except UnsupportedTypeError:
+        return None  # the general path says what is wrong, and with which input
+    if not _is_plain(dtype, info):
+        return None
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    header = _tensor_header(info.data_type, shape) + _content_header(size)
+    entry = _entry_header(tag, name, len(header) + size) + header
+    return entry, len(entry) + size
 
 
-def _tensor_header(info: TypeInfo, shape: tuple[int, ...]) -> bytes:
-    dims = b"".join(delimited(2, bytes((_DIM_SIZE,)) + varint(size) if size else b"") for size in shape)
-    # A scalar's shape is empty and still written: absent and empty are told apart by some readers.
-    return bytes((_DTYPE,)) + varint(info.data_type) + delimited(2, dims)
+def _is_plain(dtype: np.dtype, info: TypeInfo) -> bool:
+    """Whether the memory of a contiguous array of `dtype` is the `tensor_content` as it stands."""
+    return dtype.type.__module__ == "numpy" and info.item_size > 0 and dtype == dtype.newbyteorder("<")
+
+
+def _append_entry(
+    pieces: _Pieces,
+    tag: int,
+    noun: str,
+    name: str,
+    array: np.ndarray,
+    data_type: int | None,
+    typed: bool = False,
+    strings_typed: bool = False,
+) -> int:
+    """Append a map entry to `pieces`; return its size in bytes."""
+    try:
+        body, size = _tensor_pieces(array, data_type, typed=typed, strings_typed=strings_typed)
+    except UnsupportedTypeError as error:
+        raise UnsupportedTypeError(f"{noun} {name!r}: {error}") from None
+    header = _entry_header(tag, name, size)
+    pieces.append(header)
+    pieces += body
+    return len(header) + size
+
+
+def _tensor_pieces(
+    value: object, data_type: int | None, *, typed: bool, strings_typed: bool
+) -> tuple[_Pieces, int]:
+    """A TensorProto in pieces, and its size; `strings_typed` is `typed` for string tensors."""
+    array = _as_array(value)
+    info = _sent_as(array.dtype, data_type)
+    header = _tensor_header(info.data_type, array.shape)
+    if array.size == 0:
+        return [header], len(header)
+    converter = _CONVERTERS[info.data_type]
+    if isinstance(converter, _Strings):
+        body = converter.typed_pieces(array) if strings_typed else converter.content_pieces(array)
+    else:
+        values = _values(array, info)
+        if typed:
+            packed = converter.typed(values)
+            body = [varint(converter.packed_tag) + varint(_size(packed)), packed]
+        else:
+            body = [_content_header(_size(values)), values]
+    return [header, *body], len(header) + sum(map(_size, body))
+
+
+def _size(piece: Any) -> int:
+    return piece.nbytes if isinstance(piece, np.ndarray) else len(piece)
+
+
+@lru_cache(maxsize=1024)
+def _tensor_header(data_type: int, shape: tuple[int, ...]) -> bytes:
+    dims = b"".join(
+        [delimited(2, bytes((_DIM_SIZE,)) + varint(length) if length else b"") for length in shape]
+    )
+    # A scalar's shape is empty and yet written, as the server does.
+    return bytes((_DTYPE,)) + varint(data_type) + delimited(2, dims)
+
+
+def _content_header(size: int) -> bytes:
+    return bytes((_CONTENT,)) + varint(size) if size else b""
+
+
+def _entry_header(tag: int, name: str, tensor_size: int) -> bytes:
+    """What precedes the TensorProto in a map entry."""
+    # Map entries write key and value even when they are empty.
+    entry = delimited(1, name.encode()) + bytes((_VALUE,)) + varint(tensor_size)
+    return bytes((tag,)) + varint(len(entry) + tensor_size) + entry
+
+
+@lru_cache(maxsize=256)
+def _spec_field(number: int, model_spec: bytes) -> bytes:
+    return delimited(number, model_spec)
 
 
 def _as_array(value: object) -> np.ndarray:
     if isinstance(value, np.ma.MaskedArray):
-        raise UnsupportedTypeError("a masked array cannot be sent; fill it first, array.filled(value)")
-    return np.asarray(value)
+        raise UnsupportedTypeError("a masked array has no counterpart; fill it first, array.filled(value)")
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # ragged lists
+        raise UnsupportedTypeError(f"cannot be made an array: {error}") from None
 
 
 def _sent_as(dtype: np.dtype, data_type: int | None) -> TypeInfo:
-    """The type that arrays of `dtype` are sent as, `data_type` if it is given and fits."""
-    natural = data_type_of(dtype)
-    if data_type is None or data_type == natural:
-        return type_info(natural)
-    info, own = type_info(data_type), type_info(natural)
-    raw_bits = dtype.kind == "u" and dtype.itemsize == info.item_size
-    if own.numpy_name != info.numpy_name and not raw_bits:
+    """The type that arrays of `dtype` are sent as: `data_type` if it is given and fits."""
+    natural = type_info(data_type_of(dtype))
+    if data_type is None or data_type == natural.data_type:
+        return natural
+    info = type_info(data_type)
+    holds_bits = info.extended or info.data_type == DataType.DT_HALF
+    if natural.numpy_name != info.numpy_name and not (
+        holds_bits and dtype.kind in "iu" and dtype.itemsize == info.item_size
+    ):
         raise UnsupportedTypeError(f"an array of {dtype} cannot be sent as {short_name(data_type)}")
     return info
 
 
-def _content(array: np.ndarray, info: TypeInfo) -> Any:
-    """The tensor's `tensor_content`: a buffer that `bytes.join` takes, the array itself where possible."""
-    if info.item_size == 0:
-        strings = _strings(array)
-        return encode_varints(np.fromiter(map(len, strings), np.int64, len(strings))) + b"".join(strings)
-    return _values(array, info)
-
-
 def _values(array: np.ndarray, info: TypeInfo) -> np.ndarray:
-    """The elements, little-endian, one after the other, in a dtype that exports its buffer."""
-    narrow = _NARROW.get(info.data_type)
-    if narrow is not None and array.dtype.kind != "u":
-        # The server keeps one sign-extended byte per element, ml_dtypes only the bits that count.
-        array = array.astype(narrow[1])
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    array = np.ascontiguousarray(array)
-    if array.dtype.kind == "V" or info.extended:
-        array = array.reshape(-1).view(
-            np.uint16 if info.item_size == 2 else array.dtype if narrow else np.uint8
-        )
-    return array
+    """The elements in the order and the bytes of `tensor_content`, in a dtype that exports its memory."""
+    if not _is_plain(array.dtype, info):
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        converter = _CONVERTERS[info.data_type]
+        if isinstance(converter, _Narrow):
+            # `ml_dtypes` may leave the bits of a byte that do not count as they come.
+            array = array.astype(converter.stored)
+        elif info.extended:
+            array = np.ascontiguousarray(array).view(f"u{info.item_size}")
+    return np.ascontiguousarray(array)
 
 
-def _strings(array: np.ndarray) -> list[bytes]:
-    """The elements of a string array as bytes, text encoded as UTF-8."""
-    elements: list[Any] = array.ravel().tolist()
-    kinds = set(map(type, elements))
-    if kinds <= {bytes}:
-        return elements
-    try:
-        if kinds == {str}:
-            return [text.encode() for text in elements]
-        return [text.encode() if isinstance(text, str) else _octets(text) for text in elements]
-    except UnicodeEncodeError as error:
-        raise UnsupportedTypeError(f"a string is not valid Unicode: {error}") from None
-
-
-def _octets(value: object) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    raise UnsupportedTypeError(
-        f"an object array may hold bytes and str, not {type(value).__name__}; "
-        "give the array the dtype that its values have"
-    )
-
-
-# ---------------------------------------------------------------- decoding
+# ------------------------------------------------------------------ decoding
 
 
 def decode_predict_response(data: bytes) -> tuple[dict[str, np.ndarray], bytes]:
@@ -425,14 +447,17 @@ def decode_predict_response(data: bytes) -> tuple[dict[str, np.ndarray], bytes]:
     for tag, start, stop in fields(data, 0, len(data)):
         if tag == _RESPONSE_OUTPUTS:
             name, body, body_start, body_stop = _entry(data, start, stop)
-            outputs[name] = _tensor(body, body_start, body_stop, name)
+            try:
+                outputs[name] = _tensor(body, body_start, body_stop)
+            except (DecodeError, UnsupportedTypeError) as error:
+                raise type(error)(f"output {name!r}: {error}") from None
         elif tag == _RESPONSE_SPEC:
             spec += data[start:stop]
     return outputs, spec
 
 
 def decode_predict_request(data: bytes) -> PredictRequestParts:
-    """Take a PredictRequest apart; the tensors are decoded by `decode_tensor`.
+    """Take a PredictRequest apart; its tensors are left to `decode_tensor`.
 
     Raises:
         DecodeError: the bytes are no PredictRequest.
@@ -460,243 +485,468 @@ def decode_tensor(data: bytes | memoryview) -> np.ndarray:
         UnsupportedTypeError: its type has no numpy counterpart, or needs `ml_dtypes`.
     """
     if not isinstance(data, bytes):
-        data = memoryview(data).cast("B").toreadonly()
-    return _tensor(data, 0, len(data), None)
+        data = memoryview(data).toreadonly().cast("B")
+    return _tensor(data, 0, len(data))
 
 
-def _entry(data: Buffer, start: int, stop: int) -> tuple[str, Buffer, int, int]:
+def _entry(data: bytes, start: int, stop: int) -> tuple[str, bytes, int, int]:
     """A map entry's key, and where its value is: a buffer and a range in it."""
     key = ""
-    value: tuple[Buffer, int, int] | None = None
+    body, body_start, body_stop = b"", 0, 0
     for tag, first, last in fields(data, start, stop):
         if tag == _KEY:
             key = _utf8(data, first, last)
         elif tag == _VALUE:
-            value = _merged(value, data, first, last)
-    return key, *(value or (b"", 0, 0))
+            if body_start == body_stop:
+                body, body_start, body_stop = data, first, last
+            else:
+                # A message in several parts: their bodies one after the other are the merged message.
+                body = body[body_start:body_stop] + data[first:last]
+                body_start, body_stop = 0, len(body)
+    return key, body, body_start, body_stop
 
 
-def _merged(
-    found: tuple[Buffer, int, int] | None, data: Buffer, start: int, stop: int
-) -> tuple[Buffer, int, int]:
-    """A message split over several occurrences: the bodies one after the other merge as protobuf merges."""
-    if found is None:
-        return data, start, stop
-    before, first, last = found
-    joined = bytes(before[first:last]) + bytes(data[start:stop])
-    return joined, 0, len(joined)
-
-
-class _Values:
-    """The bytes of one repeated field, gathered from any number of packed and single occurrences."""
-
-    __slots__ = ("_data", "_joined", "_start", "_stop")
-
-    def __init__(self, data: Buffer, start: int, stop: int) -> None:
-        self._data, self._start, self._stop = data, start, stop
-        self._joined: bytearray | None = None
-
-    def add(self, octets: Buffer) -> None:
-        if self._joined is None:
-            self._joined = bytearray(self._data[self._start : self._stop])
-        self._joined += octets
-
-    def span(self) -> tuple[Buffer, int, int]:
-        if self._joined is None:
-            return self._data, self._start, self._stop
-        return bytes(self._joined), 0, len(self._joined)
-
-
-def _tensor(data: Buffer, start: int, stop: int, name: str | None) -> np.ndarray:
-    try:
-        return _decode(data, start, stop)
-    except (DecodeError, UnsupportedTypeError) as error:
-        if name is None:
-            raise
-        raise type(error)(f"tensor {name!r}: {error}") from None
-
-
-def _decode(data: Buffer, start: int, stop: int) -> np.ndarray:
+def _tensor(data: Buffer, start: int, stop: int, strings: list[bytes] | None = None) -> np.ndarray:
+    """The array of the TensorProto in ``data[start:stop]``; `strings`: its values, taken out before."""
     number = 0
-    shape: list[int] = []
-    content: tuple[int, int] | None = None
-    strings: list[bytes] = []
-    packed: dict[int, _Values] = {}
+    shape_body: Buffer = b""
+    content_start = content_stop = 0
+    collected: list[bytes] = []
+    many = False
+    # Where values are, by tag. Whether they matter shows when the type is known for good.
+    spans: dict[int, tuple[int, int]] = {}
+    scattered = False
     for tag, first, last in fields(data, start, stop):
         if tag == _DTYPE:
-            number = _signed(first) & 0xFFFFFFFF
+            number = first & 0xFFFFFFFF
         elif tag == _SHAPE:
-            _read_shape(data, first, last, shape)
+            shape_body = bytes(shape_body) + data[first:last] if shape_body else data[first:last]
         elif tag == _CONTENT:
-            content = first, last
-        elif tag == _STRING_FIELD << 3 | LENGTH_DELIMITED:
-            strings.append(bytes(data[first:last]))
-        elif tag == _FLOAT8_FIELD << 3 | LENGTH_DELIMITED:
-            packed[_FLOAT8_FIELD] = _Values(data, first, last)
-        else:
-            field, wire_type = tag >> 3, tag & 7
-            if field not in _UNPACKED_WIRE_TYPE:
-                continue
-            if wire_type == LENGTH_DELIMITED:
-                octets: Buffer = data[first:last]
-            elif wire_type == _UNPACKED_WIRE_TYPE[field]:
-                # A value on its own has the same bytes as in a packed field.
-                octets = varint(first) if wire_type == VARINT else data[first:last]
+            content_start, content_stop = first, last
+        elif tag == _STRING_VAL:
+            if number == DataType.DT_STRING:
+                if len(collected) >= _MANY_STRINGS and last - first <= _SHORT_STRING:
+                    many = True
+                    break
+                collected.append(bytes(data[first:last]))
             else:
-                continue
-            if field in packed:
-                packed[field].add(octets)
-            elif wire_type == VARINT:
-                packed[field] = _Values(octets, 0, len(octets))
-            else:
-                packed[field] = _Values(data, first, last)
-    if number not in _READABLE:
-        raise DecodeError(f"a tensor of type {short_name(number)} holds no values")
-    info = type_info(number)
-    dtype = numpy_dtype(number)
-    count = _elements(shape)
+                many = True  # the type comes later, if these count at all
+        elif tag in _VALUE_TAGS:
+            scattered = scattered or tag in spans
+            spans[tag] = first, last
+    converter = _CONVERTERS.get(number)
+    if converter is None:
+        raise _no_values(number)
+    if many and number == DataType.DT_STRING:
+        return _many_strings(bytes(data[start:stop]))
+    shape, count = _shape(bytes(shape_body)) if len(shape_body) <= _CACHED_SHAPE else _read_shape(shape_body)
     try:
         if count == 0:
-            return _read_only(np.empty(shape, dtype))
-        if content is not None and content[0] < content[1]:
-            return _from_content(data, *content, info, dtype, shape, count)
-        if info.field == _STRING_FIELD:
-            values = np.empty(min(len(strings), count), object)
-            values[:] = strings[:count]
-        else:
-            found = packed.get(info.field)
-            values = _from_values(*found.span(), info, dtype) if found else np.empty(0, dtype)
-        return _filled(values, dtype, shape, count)
+            return _read_only(np.empty(shape, converter.dtype))
+        if content_start < content_stop:
+            return converter.from_content(data, content_start, content_stop, shape, count)
+        if isinstance(converter, _Strings):
+            return _filled(converter.array((strings or collected)[:count]), shape, count)
+        if converter.repeated and (scattered or converter.single_tag in spans):
+            data = _gathered(data, start, stop, converter)
+            return converter.from_values(data, 0, len(data), shape, count)
+        first, last = spans.get(converter.packed_tag, (0, 0))
+        return converter.from_values(data, first, last, shape, count)
     except ValueError as error:
         if isinstance(error, DecodeError):
             raise
-        raise DecodeError(f"numpy cannot hold a tensor of shape {tuple(shape)}: {error}") from None
+        raise DecodeError(f"numpy cannot hold a tensor of {len(shape)} dimensions: {error}") from None
 
 
-# REF types and DT_INVALID are parse errors to the runtime; resources and variants are real types.
-_READABLE = frozenset(DataType) - {DataType.DT_INVALID}
+def _no_values(number: int) -> DecodeError | UnsupportedTypeError:
+    if number in (DataType.DT_RESOURCE, DataType.DT_VARIANT):
+        return UnsupportedTypeError(f"a tensor of type {short_name(number)} has no numpy counterpart")
+    return DecodeError(f"a tensor cannot have the type {short_name(number)}")
 
 
-def _read_shape(data: Buffer, start: int, stop: int, shape: list[int]) -> None:
+def _many_strings(body: bytes) -> np.ndarray:
+    """A tensor with many strings: the protobuf runtime takes them out, the rest goes the usual way."""
+    message = _runtime_tensor(body)
+    strings = message.string_val[:]
+    message.ClearField("string_val")
+    rest = message.SerializeToString()
+    return _tensor(rest, 0, len(rest), strings)
+
+
+def _gathered(data: Buffer, start: int, stop: int, converter: _Converter) -> bytes:
+    """The values of a repeated field that is not one packed run, made one."""
+    octets = bytearray()
     for tag, first, last in fields(data, start, stop):
+        if tag == converter.packed_tag:
+            converter.check_packed(data, first, last)
+            octets += data[first:last]
+        elif tag == converter.single_tag:
+            # A value on its own has the bytes that it would have in a packed field.
+            octets += varint(first) if tag & 7 == VARINT else data[first:last]
+    return bytes(octets)
+
+
+def _read_shape(body: Buffer) -> tuple[tuple[int, ...], int]:
+    """The sizes in a TensorShapeProto, and their product."""
+    sizes = []
+    for tag, start, stop in fields(body, 0, len(body)):
         if tag == _DIM:
             size = 0
-            for dim_tag, value, end in fields(data, first, last):
+            for dim_tag, value, end in fields(body, start, stop):
                 if dim_tag == _DIM_SIZE:
-                    size = _signed(value)
+                    size = signed(value)
                 elif dim_tag == _DIM_NAME:
-                    _utf8(data, value, end)
-            shape.append(size)
-
-
-def _elements(shape: list[int]) -> int:
-    if len(shape) > _MAX_DIMENSIONS:
-        raise DecodeError(f"a tensor of {len(shape)} dimensions; at most {_MAX_DIMENSIONS} are possible")
+                    _utf8(body, value, end)
+            sizes.append(size)
+    if len(sizes) > _MAX_DIMENSIONS:
+        raise DecodeError(f"a tensor of {len(sizes)} dimensions; at most {_MAX_DIMENSIONS} are possible")
+    shape = tuple(sizes)
     count = 1
     for size in shape:
         if size < 0:
-            raise DecodeError(f"a tensor of shape {tuple(shape)}: sizes cannot be negative")
+            raise DecodeError(f"a tensor of shape {shape}: sizes cannot be negative")
         count *= size
         if count >= 1 << 63:
-            raise DecodeError(f"a tensor of shape {tuple(shape)} has more elements than can be counted")
-    return count
+            raise DecodeError(f"a tensor of shape {shape} has more elements than can be counted")
+    return shape, count
 
 
-def _from_content(
-    data: Buffer, start: int, stop: int, info: TypeInfo, dtype: np.dtype, shape: list[int], count: int
-) -> np.ndarray:
-    if info.item_size == 0:
-        array = np.empty(count if count <= stop - start else 0, object)
-        array[:] = _content_strings(data, start, stop, count)
-        return _read_only(array.reshape(shape))
-    if stop - start != count * info.item_size:
+#: The same few shapes come again and again; longer bodies are not worth keeping.
+_shape = lru_cache(maxsize=1024)(_read_shape)
+_CACHED_SHAPE = 256
+
+
+def _filled(values: np.ndarray, shape: tuple[int, ...], count: int) -> np.ndarray:
+    """The flat `values` in `shape`: extra ones dropped, the last one repeated, zeros if there are none."""
+    if values.size >= count:
+        return _read_only((values if values.size == count else values[:count]).reshape(shape))
+    size = count * values.dtype.itemsize
+    if size > MAX_EXPANDED_BYTES:
         raise DecodeError(
-            f"tensor_content has {stop - start} bytes, shape {tuple(shape)} of {info.short_name} "
-            f"needs {count * info.item_size}"
+            f"a tensor of shape {shape} with {values.size} values would take {size} bytes; "
+            f"at most {MAX_EXPANDED_BYTES} are filled up"
         )
-    array = np.frombuffer(data, np.uint8, stop - start, start)
-    if info.data_type == DataType.DT_BOOL and array.max() > 1:
-        raise DecodeError("tensor_content of bool has a byte that is neither 0 nor 1")
-    return array.view(dtype.newbyteorder("<") if dtype.kind in "iufc" else dtype).reshape(shape)
-
-
-def _content_strings(data: Buffer, position: int, stop: int, count: int) -> list[bytes]:
-    """`count` lengths as varints, then the strings themselves, and nothing else."""
-    raise_short = DecodeError("tensor_content does not hold the strings that its shape calls for")
-    if count > stop - position:
-        raise raise_short
-    lengths: list[int] = []
-    for _ in range(count):
-        length = shift = 0
-        while True:
-            if position >= stop or shift > 28:
-                raise raise_short
-            byte = data[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        lengths.append(length)
-    if sum(lengths) != stop - position:
-        raise raise_short
-    strings: list[bytes] = []
-    for length in lengths:
-        strings.append(bytes(data[position : position + length]))
-        position += length
-    return strings
-
-
-def _from_values(data: Buffer, start: int, stop: int, info: TypeInfo, dtype: np.dtype) -> np.ndarray:
-    """The values of a typed field, flat: as many as there are."""
-    fixed = _FIXED_FIELDS.get(info.field)
-    if fixed is not None:
-        part = fixed.itemsize // 2 if fixed.kind == "c" else fixed.itemsize
-        if (stop - start) % part:
-            raise DecodeError(f"a packed field of {info.short_name} has {stop - start} bytes")
-        return np.frombuffer(data, fixed, (stop - start) // fixed.itemsize, start)
-    if info.field == _FLOAT8_FIELD:
-        return np.frombuffer(data, np.uint8, stop - start, start).view(dtype)
-    values = decode_varints(data[start:stop])
-    if info.data_type == DataType.DT_BOOL:
-        return values != 0
-    if info.item_size == 2 and info.field == 13:
-        return values.astype(np.uint16).view(dtype)
-    narrow = _NARROW.get(info.data_type)
-    if narrow is not None:
-        # Bits beyond the type's own are dropped, and the sign is spread over the byte.
-        unused = np.uint8(8 - narrow[0])
-        shifted = (values.astype(np.uint8) << unused).view(narrow[1]) >> narrow[1](unused)
-        return shifted.view(dtype)
-    return values.astype(dtype)
-
-
-def _filled(values: np.ndarray, dtype: np.dtype, shape: list[int], count: int) -> np.ndarray:
-    """`values` in `shape`: extra ones dropped, the last one repeated, zeros when there are none."""
-    if len(values) >= count:
-        return _read_only(values[:count].reshape(shape))
-    if count * dtype.itemsize > MAX_EXPANDED_BYTES:
-        raise DecodeError(
-            f"a tensor of shape {tuple(shape)} with {len(values)} values would take "
-            f"{count * dtype.itemsize} bytes"
-        )
-    if len(values) == 0:
-        values = np.full(1, b"", object) if dtype == object else np.zeros(1, dtype)
-    if len(values) == 1:
-        # One value stands for all, and needs no more memory than one.
+    if values.size == 0:
+        values = np.array([b""], object) if values.dtype.kind == "O" else np.zeros(1, values.dtype)
+    if values.size == 1:
+        # One value stands for all of them and takes the memory of one.
         return np.broadcast_to(values.reshape(()), shape)
-    array = np.empty(count, dtype)
-    array[: len(values)] = values
-    array[len(values) :] = values[-1]
+    array = np.empty(count, values.dtype)
+    array[: values.size] = values
+    array[values.size :] = values[-1]
     return _read_only(array.reshape(shape))
 
 
-# ---------------------------------------------------------------- small helpers
+# ------------------------------------------------------------------ converters
 
 
-def _text(field: int, text: str) -> bytes:
+class _Converter:
+    """How the values of one data type lie in `tensor_content` and in their typed field.
+
+    Attributes:
+        info: the data type.
+        packed_tag: tag of the typed field when it holds all values.
+        single_tag: tag of the typed field when it holds one value.
+        repeated: whether values may be spread over several occurrences of the field.
+    """
+
+    wire_type: ClassVar[int] = LENGTH_DELIMITED
+    repeated: ClassVar[bool] = True
+
+    def __init__(self, info: TypeInfo) -> None:
+        self.info = info
+        self.packed_tag = info.field << 3 | LENGTH_DELIMITED
+        self.single_tag = info.field << 3 | self.wire_type
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} for {self.info.short_name}>"
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """The dtype of arrays, in the wire's byte order; looked up late, since `ml_dtypes` may be absent."""
+        dtype = numpy_dtype(self.info.data_type)
+        return dtype if self.info.extended else dtype.newbyteorder("<")
+
+    def from_content(
+        self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
+    ) -> np.ndarray:
+        """The array whose `tensor_content` is ``data[start:stop]``: a view on it."""
+        if stop - start != count * self.info.item_size:
+            raise DecodeError(
+                f"tensor_content has {stop - start} bytes where shape {shape} of {self.info.short_name} "
+                f"takes {count * self.info.item_size}"
+            )
+        array: np.ndarray = np.ndarray(shape, self.dtype, data, start)
+        return array
+
+    def from_values(
+        self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
+    ) -> np.ndarray:
+        """The array whose packed typed field is ``data[start:stop]``."""
+        raise NotImplementedError
+
+    def check_packed(self, data: Buffer, start: int, stop: int) -> None:
+        """Raise DecodeError if ``data[start:stop]`` does not hold whole values."""
+
+    def typed(self, values: np.ndarray) -> Any:
+        """The packed typed field of `values`, which come from `_values`, as a buffer."""
+        return values
+
+
+class _Fixed(_Converter):
+    """Floats and complex numbers: the packed field is the array already."""
+
+    def __init__(self, info: TypeInfo) -> None:
+        # Complex numbers are written as pairs of numbers of half their size; an odd last one is no pair.
+        self.width = info.item_size // 2 if info.numpy_name.startswith("complex") else info.item_size
+        self.wire_type = FIXED32 if self.width == 4 else FIXED64  # type: ignore[misc]
+        super().__init__(info)
+
+    def from_values(
+        self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
+    ) -> np.ndarray:
+        self.check_packed(data, start, stop)
+        found = (stop - start) // self.info.item_size
+        array: np.ndarray = np.ndarray(shape if found >= count else found, self.dtype, data, start)
+        return array if found >= count else _filled(array, shape, count)
+
+    def check_packed(self, data: Buffer, start: int, stop: int) -> None:
+        if (stop - start) % self.width:
+            raise DecodeError(f"{stop - start} bytes are no packed numbers of {self.width} bytes each")
+
+
+class _Octets(_Converter):
+    """8-bit floats: one `bytes` field, of which the last occurrence counts."""
+
+    repeated = False
+
+    def from_values(
+        self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
+    ) -> np.ndarray:
+        return _filled(np.ndarray(stop - start, self.dtype, data, start), shape, count)
+
+
+class _Integers(_Converter):
+    """Integers as varints. Bits beyond the type's own are dropped, as by a cast in C++."""
+
+    wire_type = VARINT
+
+    def from_values(
+        self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
+    ) -> np.ndarray:
+        values = self.convert(
+            _varints(data, start, stop, self.info.field),
+            numpy_dtype(self.info.data_type),
+        )
+        return _filled(values, shape, count)
+
+    def convert(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Integers as they were on the wire, made the type's own."""
+        return values.view(dtype) if values.itemsize == dtype.itemsize else values.astype(dtype)
+
+    def check_packed(self, data: Buffer, start: int, stop: int) -> None:
+        if start < stop and data[stop - 1] > 0x7F:
+            raise DecodeError("a packed field ends within a varint")
+
+    def typed(self, values: np.ndarray) -> Any:
+        return encode_varints(values)
+
+
+class _Bools(_Integers):
+    def from_content(
+        self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
+    ) -> np.ndarray:
+        array = super().from_content(data, start, stop, shape, count)
+        if array.view(np.uint8).max() > 1:
+            raise DecodeError("tensor_content of a bool tensor has a byte that is neither 0 nor 1")
+        return array
+
+    def convert(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        return np.not_equal(values, 0)
+
+
+class _Halves(_Integers):
+    """16-bit floats: each one's bit pattern as an integer."""
+
+    def convert(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        return values.astype(np.uint16).view(dtype)
+
+    def typed(self, values: np.ndarray) -> Any:
+        return encode_varints(values.view(np.uint16))
+
+
+class _Narrow(_Integers):
+    """Integers of less than a byte, of which every byte holds one."""
+
+    def __init__(self, info: TypeInfo) -> None:
+        super().__init__(info)
+        #: What the server keeps: the value in a whole byte, its sign extended.
+        self.stored = np.dtype(info.numpy_name.rstrip("24") + "8")
+        self._unused = 8 - int(info.numpy_name[-1])
+
+    def convert(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        # Up and down again: what lies beyond the value's bits falls off, its sign fills the byte.
+        octets: np.ndarray = np.left_shift(values.astype(np.uint8), self._unused).view(self.stored)
+        octets >>= self._unused
+        return octets.view(dtype)
+
+    def typed(self, values: np.ndarray) -> Any:
+        return encode_varints(values.view(self.stored))
+
+
+class _Strings(_Converter):
+    """Strings: one field each, or in `tensor_content` all their lengths and then all their bytes."""
+
+    def from_content(
+        self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
+    ) -> np.ndarray:
+        lengths, position = self._lengths(data, start, stop, count)
+        if sum(lengths) != stop - position:
+            raise DecodeError(f"tensor_content does not hold the {count} strings of shape {shape}")
+        strings = []
+        for length in lengths:
+            strings.append(bytes(data[position : position + length]))
+            position += length
+        return _filled(self.array(strings), shape, count)
+
+    def _lengths(self, data: Buffer, position: int, stop: int, count: int) -> tuple[Sequence[int], int]:
+        if count > stop - position:
+            raise DecodeError(f"tensor_content has {stop - position} bytes, too few for {count} strings")
+        first = bytes(data[position : position + count])
+        if first.isascii():
+            return first, position + count
+        lengths = []
+        for _ in range(count):
+            begin = position
+            length, position = read_varint(data, position, stop)
+            if position - begin > 5:
+                raise DecodeError("tensor_content has a string length of more than 5 bytes")
+            lengths.append(length & 0xFFFFFFFF)
+        return lengths, position
+
+    def array(self, strings: list[bytes]) -> np.ndarray:
+        return np.fromiter(strings, object, len(strings))
+
+    def content_pieces(self, array: np.ndarray) -> _Pieces:
+        """The `tensor_content` field of a string array."""
+        strings = _elements(array)
+        lengths = encode_varints(np.fromiter(map(len, strings), np.int64, len(strings)))
+        header = _content_header(len(lengths) + sum(map(len, strings)))
+        return [header, lengths, *strings]
+
+    def typed_pieces(self, array: np.ndarray) -> _Pieces:
+        """The `string_val` fields of a string array."""
+        strings = _elements(array)
+        size = sum(map(len, strings))
+        if len(strings) > _MANY_STRINGS and size <= _SHORT_STRING * len(strings):
+            return [_tensor_class()(string_val=strings).SerializeToString()]
+        tag = bytes((_STRING_VAL,))
+        return [piece for text in strings for piece in (tag + varint(len(text)), text)]
+
+
+def _converters() -> dict[int, _Converter]:
+    by_field = {
+        5: _Fixed,
+        6: _Fixed,
+        7: _Integers,
+        8: _Strings,
+        9: _Fixed,
+        10: _Integers,
+        11: _Bools,
+        12: _Fixed,
+        13: _Halves,
+        16: _Integers,
+        17: _Integers,
+        18: _Octets,
+    }
+    narrow = {DataType.DT_INT4, DataType.DT_UINT4, DataType.DT_INT2, DataType.DT_UINT2}
+    return {
+        info.data_type: (_Narrow if info.data_type in narrow else by_field[info.field])(info)
+        for info in map(type_info, TENSOR_TYPES)
+    }
+
+
+_CONVERTERS = _converters()
+_VALUE_TAGS = frozenset(
+    tag for converter in _CONVERTERS.values() for tag in (converter.packed_tag, converter.single_tag)
+)
+# Names and integer types of the fields that hold varints.
+_VARINT_FIELDS = {
+    7: ("int_val", np.int32),
+    10: ("int64_val", np.int64),
+    11: ("bool_val", np.bool_),
+    13: ("half_val", np.int32),
+    16: ("uint32_val", np.uint32),
+    17: ("uint64_val", np.uint64),
+}
+
+
+def _varints(data: Buffer, start: int, stop: int, field: int) -> np.ndarray:
+    """The varints of a packed field: of the field's own type, uint64, or uint8 if they are below 128."""
+    size = stop - start
+    if size < _MANY_BYTES:
+        few = bytes(data[start:stop])
+        octets = np.frombuffer(few, np.uint8)
+        if few.isascii():  # all below 128, found without the fixed cost of an array operation
+            return octets
+    else:
+        octets = np.frombuffer(data, np.uint8, size, start)
+        if octets.max() < 0x80:
+            return octets
+    if size <= _FEW_BYTES or (size >= _MANY_BYTES and np.count_nonzero(octets > 0x7F) * _SPARSE <= size):
+        return decode_varints(octets)
+    header = varint(field << 3 | LENGTH_DELIMITED) + varint(size)
+    name, kind = _VARINT_FIELDS[field]
+    values = getattr(_runtime_tensor(b"".join((header, data[start:stop]))), name)
+    # Older runtimes have no `__array__`; there numpy is quicker with an iterator than with a sequence.
+    return np.array(values) if hasattr(values, "__array__") else np.fromiter(values, kind, len(values))
+
+
+def _runtime_tensor(body: bytes) -> Any:
+    """`body` parsed by the protobuf runtime."""
+    from google.protobuf.message import DecodeError as RuntimeDecodeError
+
+    try:
+        return _tensor_class().FromString(body)
+    except RuntimeDecodeError as error:
+        raise DecodeError(str(error)) from None
+
+
+def _tensor_class() -> Any:
+    from aioserving._proto import message_class
+
+    return message_class("tensorflow.TensorProto")
+
+
+# ------------------------------------------------------------------ small helpers
+
+
+def _elements(array: np.ndarray) -> list[bytes]:
+    """The elements of a string array as bytes, text encoded as UTF-8."""
+    elements: list[Any] = array.ravel().tolist()
+    kinds = set(map(type, elements))
+    if kinds <= {bytes}:
+        return elements
+    try:
+        if kinds == {str}:
+            return [text.encode() for text in elements]
+        return [text.encode() if isinstance(text, str) else _octets(text) for text in elements]
+    except UnicodeEncodeError as error:
+        raise UnsupportedTypeError(f"a string is not valid Unicode: {error}") from None
+
+
+def _octets(value: object) -> bytes:
+    if isinstance(value, bytes):
+        return bytes(value)
+    raise UnsupportedTypeError(
+        f"an object array may hold bytes and str, not {type(value).__name__}; "
+        "numbers need an array with a numeric dtype"
+    )
+
+
+def _text(number: int, text: str) -> bytes:
     """A string field; protobuf leaves an empty one out."""
-    return delimited(field, text.encode()) if text else b""
+    return delimited(number, text.encode()) if text else b""
 
 
 def _utf8(data: Buffer, start: int, stop: int) -> str:
@@ -704,10 +954,6 @@ def _utf8(data: Buffer, start: int, stop: int) -> str:
         return str(data[start:stop], "utf-8")
     except UnicodeDecodeError as error:
         raise DecodeError(f"a string is not UTF-8: {error}") from None
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

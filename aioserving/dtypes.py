@@ -19,6 +19,7 @@ from aioserving.errors import UnsupportedTypeError
 
 __all__ = [
     "REF_OFFSET",
+    "TENSOR_TYPES",
     "DataType",
     "TypeInfo",
     "base_data_type",
@@ -133,6 +134,9 @@ _INFO: dict[int, TypeInfo] = {
     for table, extended in ((_PLAIN, False), (_EXTENDED, True))
     for number, row in table.items()
 }
+#: The data types whose values a tensor can carry, which leaves out resources and variants.
+TENSOR_TYPES: tuple[DataType, ...] = tuple(info.data_type for info in _INFO.values())
+
 # What arrays of a numpy dtype are sent as; plain integers come before the quantized ones and win.
 _BY_NAME: dict[str, DataType] = {}
 for _info in _INFO.values():
@@ -214,12 +218,13 @@ def _extended_dtype(info: TypeInfo) -> np.dtype:
             f'tensors of type {info.short_name} need the package ml_dtypes: pip install "aioserving[dtypes]"'
         ) from None
     try:
-        return np.dtype(getattr(ml_dtypes, info.numpy_name))
+        dtype: np.dtype = np.dtype(getattr(ml_dtypes, info.numpy_name))
     except AttributeError:
         raise UnsupportedTypeError(
             f"tensors of type {info.short_name} need a newer ml_dtypes than the installed "
             f"{ml_dtypes.__version__}: pip install --upgrade ml_dtypes"
         ) from None
+    return dtype
 
 
 def data_type_of(dtype: np.dtype) -> DataType:

@@ -27,11 +27,12 @@ __all__ = [
     "encode_varints",
     "fields",
     "read_varint",
+    "signed",
     "varint",
 ]
 
 #: What can be read from: indexing gives integers, slicing gives something that `bytes()` takes.
-Buffer: TypeAlias = bytes | memoryview
+Buffer: TypeAlias = "bytes | memoryview"
 
 VARINT = 0
 FIXED64 = 1
@@ -43,6 +44,10 @@ FIXED32 = 5
 # Nesting of unknown groups; the protobuf runtimes stop there too.
 _MAX_DEPTH = 100
 _UINT64 = (1 << 64) - 1
+# Up to so many, a loop over Python integers is faster than any array operation.
+_FEW = 64
+# Elements encoded at a time: the working arrays of one round stay in the processor's cache.
+_ROUND = 1 << 13
 
 
 def varint(value: int) -> bytes:
@@ -58,9 +63,14 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def delimited(field: int, body: bytes) -> bytes:
-    """`body` as the length-delimited field number `field`: tag, length, body."""
-    return varint(field << 3 | LENGTH_DELIMITED) + varint(len(body)) + body
+def delimited(number: int, body: bytes) -> bytes:
+    """`body` as the length-delimited field `number`: tag, length, body."""
+    return varint(number << 3 | LENGTH_DELIMITED) + varint(len(body)) + body
+
+
+def signed(value: int) -> int:
+    """The int64 that the unsigned 64-bit `value` is the two's complement of."""
+    return value - (1 << 64) if value >> 63 else value
 
 
 def read_varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
@@ -70,9 +80,7 @@ def read_varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
         DecodeError: it does not end before `end`, or is longer than ten bytes.
     """
     result = shift = 0
-    while True:
-        if position >= end:
-            raise DecodeError("truncated varint")
+    while position < end:
         byte = data[position]
         position += 1
         result |= (byte & 0x7F) << shift
@@ -80,7 +88,8 @@ def read_varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
             return result & _UINT64, position
         shift += 7
         if shift == 70:
-            raise DecodeError("varint longer than 10 bytes")
+            raise DecodeError("a varint is longer than 10 bytes")
+    raise DecodeError("a varint is truncated")
 
 
 def fields(data: Buffer, position: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -96,28 +105,27 @@ def fields(data: Buffer, position: int, end: int) -> Iterator[tuple[int, int, in
     """
     while position < end:
         tag = data[position]
-        if tag < 0x80:
-            position += 1
-        else:
-            tag, position = _read_tag(data, position, end)
+        position += 1
+        if tag > 0x7F:
+            tag, position = _read_short(data, position - 1, end)
+        wire_type = tag & 7
         if tag < 8:
             raise DecodeError("field number 0")
-        wire_type = tag & 7
         if wire_type == LENGTH_DELIMITED:
-            if position < end and data[position] < 0x80:
-                length = data[position]
-                position += 1
-            else:
-                length, position = read_varint(data, position, end)
+            # One-byte lengths are read here, without a call: most fields of most messages.
+            length = data[position] if position < end else 0x80
+            position += 1
+            if length > 0x7F:
+                length, position = _read_short(data, position - 1, end)
             stop = position + length
             if stop > end:
-                raise DecodeError(f"field {tag >> 3} claims {length} bytes, {end - position} are left")
+                raise DecodeError(f"field {tag >> 3} claims {length} bytes where {end - position} are left")
             yield tag, position, stop
             position = stop
         elif wire_type == VARINT:
             value, position = read_varint(data, position, end)
             yield tag, value, position
-        elif wire_type == FIXED32 or wire_type == FIXED64:
+        elif wire_type in (FIXED32, FIXED64):
             stop = position + (4 if wire_type == FIXED32 else 8)
             if stop > end:
                 raise DecodeError(f"field {tag >> 3} is truncated")
@@ -126,14 +134,15 @@ def fields(data: Buffer, position: int, end: int) -> Iterator[tuple[int, int, in
         elif wire_type == _START_GROUP:
             position = _skip_group(data, position, end, tag >> 3)
         else:
-            raise DecodeError(f"field {tag >> 3} has the impossible wire type {wire_type}")
+            raise DecodeError(f"field {tag >> 3} has wire type {wire_type}, which cannot stand here")
 
 
-def _read_tag(data: Buffer, position: int, end: int) -> tuple[int, int]:
-    tag, after = read_varint(data, position, end)
-    if after - position > 5 or tag > 0xFFFFFFFF:
-        raise DecodeError("field number out of range")
-    return tag, after
+def _read_short(data: Buffer, position: int, end: int) -> tuple[int, int]:
+    """The varint of a tag or a length, which has 32 bits and so at most five bytes."""
+    value, after = read_varint(data, position, end)
+    if after - position > 5 or value > 0xFFFFFFFF:
+        raise DecodeError("a field number or length is out of range")
+    return value, after
 
 
 def _skip_group(data: Buffer, position: int, end: int, number: int) -> int:
@@ -141,15 +150,15 @@ def _skip_group(data: Buffer, position: int, end: int, number: int) -> int:
     open_groups = [number]
     while open_groups:
         if len(open_groups) > _MAX_DEPTH:
-            raise DecodeError(f"groups nested deeper than {_MAX_DEPTH}")
-        tag, position = _read_tag(data, position, end)
+            raise DecodeError(f"groups are nested deeper than {_MAX_DEPTH}")
+        tag, position = _read_short(data, position, end)
         number, wire_type = tag >> 3, tag & 7
         if number == 0:
             raise DecodeError("field number 0")
         if wire_type == VARINT:
             _, position = read_varint(data, position, end)
         elif wire_type == LENGTH_DELIMITED:
-            length, position = read_varint(data, position, end)
+            length, position = _read_short(data, position, end)
             position += length
         elif wire_type == FIXED32:
             position += 4
@@ -161,51 +170,86 @@ def _skip_group(data: Buffer, position: int, end: int, number: int) -> int:
             if open_groups.pop() != number:
                 raise DecodeError(f"group {number} ends without having begun")
         else:
-            raise DecodeError(f"field {number} has the impossible wire type {wire_type}")
+            raise DecodeError(f"field {number} has wire type {wire_type}, which does not exist")
         if position > end:
             raise DecodeError(f"field {number} is truncated")
     return position
 
 
-def decode_varints(data: Buffer) -> np.ndarray:
-    """All the varints of a packed field, as an array of uint64 (uint8, a view, where each is one byte).
+def decode_varints(octets: np.ndarray) -> np.ndarray:
+    """The varints that fill `octets`, an array of uint8, as a new array of uint64.
+
+    Best when they are few, or nearly all one byte long: then it takes about 0.5 ns for a value of
+    one byte and 50 ns for each byte that is followed by another.
 
     Raises:
         DecodeError: the last one is truncated, or one is longer than ten bytes.
     """
-    octets = np.frombuffer(data, np.uint8)
-    if octets.size == 0 or octets.max() < 0x80:
-        return octets
-    last = np.flatnonzero(octets < 0x80)
-    if last.size == 0 or last[-1] != octets.size - 1:
-        raise DecodeError("truncated varint in a packed field")
-    first = np.empty_like(last)
-    first[0] = 0
-    first[1:] = last[:-1] + 1
-    length = last - first + 1
-    longest = int(length.max())
-    if longest > 10:
-        raise DecodeError("varint longer than 10 bytes")
-    values = np.zeros(last.size, np.uint64)
-    for index in range(longest):
-        here = length > index
-        part = (octets[first[here] + index] & 0x7F).astype(np.uint64)
-        values[here] |= part << np.uint64(7 * index)
+    if octets.size <= _FEW:
+        return _decode_few(octets.tolist())
+    ends = octets < 0x80
+    values: np.ndarray = octets[ends].astype(np.uint64)
+    continued = np.flatnonzero(~ends)
+    if continued.size == 0:
+        return values
+    if continued[-1] == octets.size - 1:
+        raise DecodeError("a packed field ends within a varint")
+    # Neighbouring bytes that continue belong to one varint: runs first[i]..last[i] of `continued`.
+    breaks = np.flatnonzero(np.diff(continued) != 1)
+    first = np.concatenate(([0], breaks + 1))
+    last = np.concatenate((breaks, [continued.size - 1]))
+    lengths = last - first + 1
+    if lengths.max() > 9:
+        raise DecodeError("a varint in a packed field is longer than 10 bytes")
+    shifts = 7 * (np.arange(continued.size) - np.repeat(first, lengths))
+    low = (octets[continued] & 0x7F).astype(np.uint64) << shifts.astype(np.uint64)
+    high = octets[continued[last] + 1].astype(np.uint64) << (7 * lengths).astype(np.uint64)
+    # As many values come before a varint's last byte as there are bytes that do not continue.
+    values[continued[last] - last] = np.add.reduceat(low, first) | high
     return values
 
 
+def _decode_few(octets: list[int]) -> np.ndarray:
+    values = []
+    value = shift = 0
+    for octet in octets:
+        if octet < 0x80:
+            values.append((value | octet << shift) & _UINT64)
+            value = shift = 0
+        else:
+            value |= (octet & 0x7F) << shift
+            shift += 7
+            if shift == 70:
+                raise DecodeError("a varint in a packed field is longer than 10 bytes")
+    if shift:
+        raise DecodeError("a packed field ends within a varint")
+    return np.array(values, np.uint64)
+
+
 def encode_varints(values: np.ndarray) -> bytes:
-    """The varints of `values` (any integer or bool array), one after the other; negative ones take ten bytes."""
+    """The varints of `values`, integers or bools of any shape, in C order; negative ones take ten bytes."""
     values = values.ravel()
-    if values.size == 0:
-        return b""
-    if values.dtype.kind == "b" or (values.min() >= 0 and values.max() < 0x80):
-        return values.astype(np.uint8).tobytes()
-    unsigned = values.astype(np.int64 if values.dtype.kind == "i" else np.uint64).view(np.uint64)
-    groups = max(1, -(-int(unsigned.max()).bit_length() // 7))
-    shifted = unsigned[:, None] >> np.arange(0, 7 * groups, 7, dtype=np.uint64)
-    octets = (shifted & np.uint64(0x7F)).astype(np.uint8)
-    used = shifted != 0
-    used[:, 0] = True
-    octets[:, :-1][used[:, 1:]] |= 0x80
-    return octets[used].tobytes()
+    if values.dtype.kind == "b":
+        return values.tobytes()
+    if values.size <= _FEW:
+        return b"".join(map(varint, values.tolist()))
+    rounds = []
+    for begin in range(0, values.size, _ROUND):
+        part = values[begin : begin + _ROUND]
+        if part.min() >= 0 and part.max() < 0x80:
+            rounds.append(part.astype(np.uint8).tobytes())
+            continue
+        # Through int64, so that the sign of a narrower integer fills the upper bits.
+        rest = (part.astype(np.int64) if part.dtype.kind == "i" else part).astype(np.uint64)
+        width = max(1, -(-int(rest.max()).bit_length() // 7))
+        octets = np.empty((part.size, width), np.uint8)
+        used = np.ones((part.size, width), np.bool_)
+        for column in range(width):
+            octets[:, column] = rest
+            if column + 1 < width:
+                rest = rest >> np.uint64(7)
+                used[:, column + 1] = rest != 0
+        octets &= 0x7F
+        octets[:, :-1] |= used[:, 1:].view(np.uint8) << np.uint8(7)
+        rounds.append(octets[used].tobytes())
+    return b"".join(rounds)
