@@ -231,6 +231,7 @@ class ModelManager:
         self._interval = self.options.testing_manage_state_interval_ms / 1000
         self._starting = False
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         # Bound to the loop on first use.
         self._config_lock = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -307,6 +308,7 @@ class ModelManager:
         Raises:
             StatusError: the configuration is not legal, or a model cannot be loaded.
         """
+        self._loop = asyncio.get_running_loop()
         self._spawn(self._manage(), "manage")
         if config is not None:
             await self.reload(config)
@@ -332,14 +334,19 @@ class ModelManager:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for versions in self._managed.values():
             for managed in versions.values():
-                await self._close_servable(managed)
+                if not managed.users:  # a call that cannot be stopped keeps its model
+                    await self._close_servable(managed)
         self._serving.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def poll_soon(self) -> None:
-        """Look for versions now instead of when the next poll is due (not where polling is off)."""
-        self._poll_now.set()
+        """Look for versions now instead of when the next poll is due (not where polling is off).
+
+        From any thread.
+        """
+        if self._loop is not None and not self._closed:
+            self._loop.call_soon_threadsafe(self._poll_now.set)
 
     def __repr__(self) -> str:
         shown = {
@@ -414,7 +421,7 @@ class ModelManager:
             for name in sorted(old_names - names):
                 self._aspire(name, {})
             self._sources = new
-            self.poll_soon()
+            self._poll_now.set()
             await self._until_available("model", sorted(names - old_names), log)
         finally:
             self._fresh.remove(log)
