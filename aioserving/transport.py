@@ -55,10 +55,31 @@ _OPTIONS: Final[dict[str, Any]] = {
     "grpc.primary_user_agent": "aioserving",
 }
 
+#: Seconds beyond which a timeout is none: gRPC's own arithmetic overflows into a deadline in the past.
+_ENDLESS: Final = 1e8
+
 # gRPC does not survive a fork with live channels: a child that uses it hangs or crashes.
 _live_channels = 0
 _generation = 0
 _poisoned = False
+
+
+_LARGE: Final = 128 * 1024  # bytes from which glibc's malloc maps memory instead of keeping it
+_blocks_are_kept = False
+
+
+def _keep_large_blocks() -> None:
+    """Have malloc reuse the memory of large messages instead of giving it back after every call.
+
+    A large block is fresh memory from the kernel, and touching it faults in page by page: for a message
+    of 19 MB, held once as Python bytes and once by gRPC, 9,400 faults and 17 ms of CPU time a call, more
+    than twice what sending it takes. glibc raises its limits to what it has seen freed (mallopt(3),
+    "dynamic mmap threshold"), up to 32 MiB; so one such block, never touched and freed at once, makes it
+    keep up to 64 MiB. Harmless where malloc works otherwise.
+    """
+    global _blocks_are_kept
+    _blocks_are_kept = True
+    bytes(32 * 1024 * 1024 - 64 * 1024)
 
 
 def _after_fork_in_child() -> None:
@@ -152,6 +173,8 @@ class Transport:
     async def _call_lean(
         self, method: str, request: bytes, timeout: float | None, metadata: Metadata
     ) -> bytes:
+        if not _blocks_are_kept and len(request) >= _LARGE:
+            _keep_large_blocks()
         handle = self._handles.get(method)
         if handle is None:
             handle = self._handles[method] = (
@@ -160,7 +183,11 @@ class Transport:
             )
         try:
             call = self._core.call(  # type: ignore[union-attr]
-                handle[0], None if timeout is None else time.time() + timeout, None, None, handle[1]
+                handle[0],
+                None if timeout is None or timeout > _ENDLESS else time.time() + timeout,
+                None,
+                None,
+                handle[1],
             )
         except cygrpc.UsageError as error:
             raise errors.ClientClosedError("the connection was closed") from error
@@ -192,9 +219,13 @@ class Transport:
     async def _call_public(
         self, method: str, request: bytes, timeout: float | None, metadata: Metadata
     ) -> bytes:
+        if not _blocks_are_kept and len(request) >= _LARGE:
+            _keep_large_blocks()
         function = self._callables.get(method)
         if function is None:
             function = self._callables[method] = self._unary_unary(method)
+        if timeout is not None and timeout > _ENDLESS:
+            timeout = None
         try:
             call = function(request, timeout=timeout, metadata=tuple(metadata) if metadata else None)
         except cygrpc.UsageError as error:

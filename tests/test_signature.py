@@ -1,0 +1,310 @@
+"""Inputs are checked and cast before sending, since the server would take them as they are."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aioserving import _proto
+from aioserving.dtypes import DataType
+from aioserving.errors import DecodeError, InvalidInputError, SignatureNotFoundError
+from aioserving.signature import ModelMetadata, Signature, TensorSpec
+
+
+def spec(
+    name: str,
+    data_type: DataType = DataType.DT_FLOAT,
+    shape: tuple[int, ...] | None = (-1, 3),
+    default: Any = None,
+    kind: str = "dense",
+) -> TensorSpec:
+    return TensorSpec(name, data_type, shape, f"{name}:0", kind, default)
+
+
+def signature(*inputs: TensorSpec) -> Signature:
+    outputs = {"scores": spec("scores"), "classes": spec("classes", DataType.DT_STRING, (-1,))}
+    return Signature("serving_default", {item.name: item for item in inputs}, outputs, model="digits")
+
+
+IMAGES = signature(spec("images", shape=(-1, 784)))
+
+
+def refused(signature: Signature, inputs: Any) -> str:
+    with pytest.raises(InvalidInputError) as caught:
+        signature.prepare(inputs)
+    assert caught.value.model == "digits"
+    assert caught.value.code == "INVALID_ARGUMENT"
+    return caught.value.details
+
+
+def test_a_fitting_array_is_passed_on_as_it_is() -> None:
+    """What has the right dtype and shape is neither copied nor touched."""
+    images = np.zeros((5, 784), np.float32)
+    assert IMAGES.prepare({"images": images})["images"] is images
+
+
+def test_a_single_input_may_be_given_alone() -> None:
+    """A signature with one input needs no name."""
+    images = np.zeros((5, 784), np.float32)
+    assert IMAGES.prepare(images)["images"] is images
+
+
+def test_a_single_value_for_several_inputs_is_refused() -> None:
+    """With two inputs the error lists them."""
+    assert refused(signature(spec("a"), spec("b")), np.zeros((1, 3))) == (
+        "digits/serving_default takes 2 inputs ('a', 'b'), got a single ndarray: give a mapping from input "
+        "names to values"
+    )
+
+
+def test_wrong_dtype_and_shape_are_told_together() -> None:
+    """The message shows what was expected and what came."""
+    assert refused(IMAGES, np.zeros((32, 28, 28))) == (
+        "input 'images' of digits/serving_default expects float32 (-1, 784), got float64 (32, 28, 28)"
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (784,), (1, 783), (1, 784, 1)])
+def test_a_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+    """The server would compute with it."""
+    assert f"got float32 {shape}" in refused(IMAGES, np.zeros(shape, np.float32))
+
+
+def test_unknown_rank_takes_any_shape() -> None:
+    """A spec without a rank says nothing about shapes."""
+    anything = signature(spec("x", shape=None))
+    for shape in ((), (1,), (2, 0, 3)):
+        assert anything.prepare(np.zeros(shape, np.float32))["x"].shape == shape
+    assert str(anything.inputs["x"]) == "float32 of any shape"
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (np.float64, DataType.DT_FLOAT),
+        (np.int64, DataType.DT_INT32),
+        (np.int64, DataType.DT_FLOAT),
+        (np.uint8, DataType.DT_FLOAT),
+        (np.bool_, DataType.DT_INT64),
+        (np.float32, DataType.DT_HALF),
+        (np.float32, DataType.DT_COMPLEX64),
+        (">f4", DataType.DT_FLOAT),
+    ],
+)
+def test_arrays_are_cast_within_their_kind(source: Any, target: DataType) -> None:
+    """What numpy calls `same_kind` is cast."""
+    array = np.ones((1, 3), source)
+    (prepared,) = signature(spec("x", target)).prepare(array).values()
+    assert prepared.dtype == TensorSpec("x", target, None).dtype
+    assert prepared.tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("array", "target"),
+    [
+        (np.ones((1, 3)), DataType.DT_INT32),
+        (np.ones((1, 3), np.int32), DataType.DT_BOOL),
+        (np.ones((1, 3), np.complex64), DataType.DT_FLOAT),
+        (np.array([["a", "b", "c"]]), DataType.DT_FLOAT),
+        (np.array([[1, 2, 3]], object), DataType.DT_FLOAT),
+        (np.zeros((1, 3), "M8[s]"), DataType.DT_INT64),
+        (np.zeros((1, 3), np.float32), DataType.DT_STRING),
+    ],
+)
+def test_other_casts_of_arrays_are_refused(array: np.ndarray[Any, Any], target: DataType) -> None:
+    """A cast that could change values is the caller's to make."""
+    refused(signature(spec("x", target)), array)
+
+
+def test_nan_never_becomes_an_integer() -> None:
+    """NaN in a list or an array for an integer input is refused, not cut to a number."""
+    whole = signature(spec("x", DataType.DT_INT32))
+    refused(whole, [[1.0, float("nan"), 2.0]])
+    refused(whole, np.array([[1.0, np.nan, 2.0]]))
+
+
+@pytest.mark.parametrize("values", [[[300, 0, 0]], [[-129, 0, 0]]])
+def test_integers_out_of_range_are_refused(values: list[list[int]]) -> None:
+    """The server would let them wrap."""
+    small = signature(spec("x", DataType.DT_INT8))
+    assert "out of range" in refused(small, values)
+    assert "out of range" in refused(small, np.array(values))
+
+
+def test_floats_that_would_become_infinite_are_refused() -> None:
+    """A float64 beyond float32 is an error; an infinity that was one stays one."""
+    x = signature(spec("x"))
+    assert "out of range" in refused(x, np.array([[1e300, 0, 0]]))
+    assert x.prepare(np.array([[np.inf, np.nan, 0]]))["x"][0, 0] == np.inf
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "shape", "expected"),
+    [
+        ([[1, 2, 3]], DataType.DT_FLOAT, (-1, 3), [[1.0, 2.0, 3.0]]),
+        (((1.5, 2, True),), DataType.DT_FLOAT, (-1, 3), [[1.5, 2.0, 1.0]]),
+        ([[1, 2, 3]], DataType.DT_UINT8, (-1, 3), [[1, 2, 3]]),
+        ([True, False], DataType.DT_BOOL, (-1,), [True, False]),
+        (7, DataType.DT_INT64, (), 7),
+        (7, DataType.DT_FLOAT, (), 7.0),
+        (range(3), DataType.DT_INT32, (-1,), [0, 1, 2]),
+        ([], DataType.DT_INT32, (-1,), []),
+        ("text", DataType.DT_STRING, (), "text"),
+        (b"\0bytes\0", DataType.DT_STRING, (), b"\0bytes\0"),
+        ([["a"], [b"b\0"]], DataType.DT_STRING, (-1, 1), [["a"], [b"b\0"]]),
+        (np.float64(2.5), DataType.DT_FLOAT, (), 2.5),
+    ],
+)
+def test_lists_and_scalars_take_the_signatures_dtype(
+    value: Any, target: DataType, shape: tuple[int, ...], expected: Any
+) -> None:
+    """Plain Python values need no numpy on the caller's side."""
+    one = signature(spec("x", target, shape))
+    (prepared,) = one.prepare({"x": value}).values()
+    assert prepared.dtype == one.inputs["x"].dtype
+    assert prepared.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "why"),
+    [
+        (None, DataType.DT_FLOAT, "got None"),
+        ([None, 1.0, 2.0], DataType.DT_FLOAT, "it holds None"),
+        ([[1, 2], [3]], DataType.DT_FLOAT, "inhomogeneous"),
+        ([1.5, 2.0, 3.0], DataType.DT_INT32, "the values would change"),
+        (["1", "2", "3"], DataType.DT_FLOAT, "no numbers"),
+        ([1, 2, 3], DataType.DT_STRING, "str or bytes"),
+        (["a", None], DataType.DT_STRING, "it holds"),
+        ([2**70, 1, 1], DataType.DT_INT64, "out of range"),
+        (object(), DataType.DT_FLOAT, "it holds"),
+        ({1, 2}, DataType.DT_FLOAT, "it holds"),
+    ],
+)
+def test_values_that_fit_no_array_are_refused(value: Any, target: DataType, why: str) -> None:
+    """Ragged lists, None, cut values and foreign objects are told apart in the message."""
+    details = refused(signature(spec("x", target, None)), {"x": value})
+    assert why in details
+    assert details.startswith("input 'x' of digits/serving_default expects")
+
+
+def test_a_misspelt_input_suggests_the_near_name() -> None:
+    """Both the extra name and the missing one are named."""
+    details = refused(IMAGES, {"imagse": np.zeros((1, 784), np.float32)})
+    assert details == (
+        "unknown input 'imagse' (did you mean 'images'?); missing input 'images'; "
+        "digits/serving_default takes 'images': float32 (-1, 784)"
+    )
+
+
+def test_missing_inputs_are_all_named() -> None:
+    """One error lists everything that is missing."""
+    assert "missing inputs 'b', 'c'" in refused(
+        signature(spec("a"), spec("b"), spec("c")), {"a": np.zeros((1, 3), np.float32)}
+    )
+
+
+def test_inputs_with_a_default_may_be_left_out() -> None:
+    """The server fills in a signature's defaults."""
+    both = signature(spec("a"), spec("b", default=np.ones(3)))
+    a = np.zeros((1, 3), np.float32)
+    assert list(both.prepare({"a": a})) == ["a"]
+    assert list(both.prepare(a)) == ["a"]
+    assert "missing input 'a'" in refused(both, {"b": a})
+
+
+def test_a_signature_without_inputs_takes_an_empty_mapping() -> None:
+    """Stateful models have such signatures."""
+    none = signature()
+    assert none.prepare({}) == {}
+    assert "takes no inputs" in refused(none, 1.0)
+
+
+def test_sparse_inputs_are_refused() -> None:
+    """Predict cannot feed them."""
+    assert "sparse" in refused(signature(spec("x", kind="sparse")), [[1, 2, 3]])
+
+
+def test_object_arrays_of_strings_are_checked() -> None:
+    """An object array for a string input may hold str and bytes, nothing else."""
+    strings = signature(spec("x", DataType.DT_STRING, (-1,)))
+    array = np.array(["a", b"b"], object)
+    assert strings.prepare(array)["x"] is array
+    assert "it holds int 1" in refused(strings, np.array(["a", 1], object))
+    assert strings.prepare(np.array(["a", "b"]))["x"].dtype.kind == "U"
+
+
+def test_the_output_filter_is_checked() -> None:
+    """An unknown output suggests the near one; a name may be there once."""
+    IMAGES.check_outputs(["scores", "classes"])
+    with pytest.raises(InvalidInputError, match=re.escape("(did you mean 'scores'?)")):
+        IMAGES.check_outputs(["score"])
+    with pytest.raises(InvalidInputError, match="twice"):
+        IMAGES.check_outputs(["scores", "scores"])
+
+
+def make_response() -> Any:
+    response: Any = _proto.message_class("tensorflow.serving.GetModelMetadataResponse")()
+    response.model_spec.name = "digits"
+    response.model_spec.version.value = 7
+    signatures: Any = _proto.message_class("tensorflow.serving.SignatureDefMap")()
+    default = signatures.signature_def["serving_default"]
+    default.method_name = "tensorflow/serving/predict"
+    info = default.inputs["images"]
+    info.name, info.dtype = "images:0", 1
+    info.tensor_shape.dim.add(size=-1)
+    info.tensor_shape.dim.add(size=784)
+    other = default.inputs["bias"]
+    other.name, other.dtype = "bias:0", 101  # DT_FLOAT_REF
+    default.defaults["bias"].dtype = 1
+    default.defaults["bias"].float_val.append(0.5)
+    default.outputs["any"].dtype = 7
+    default.outputs["any"].tensor_shape.unknown_rank = True
+    default.inputs["ids"].coo_sparse.values_tensor_name = "ids:0"
+    signatures.signature_def["__saved_model_init_op"].outputs["NoOp"].tensor_shape.unknown_rank = True
+    response.metadata["signature_def"].Pack(signatures)
+    return response
+
+
+def test_metadata_is_read_from_the_response() -> None:
+    """Names, dtypes, shapes, defaults and kinds come through; the internal signature is set apart."""
+    metadata = ModelMetadata.from_response(make_response().SerializeToString())
+    assert (metadata.name, metadata.version, list(metadata.signatures)) == ("digits", 7, ["serving_default"])
+    default = metadata.signature()
+    images, bias, ids = default.inputs["images"], default.inputs["bias"], default.inputs["ids"]
+    assert (images.dtype, images.shape, images.tensor_name) == (np.float32, (-1, 784), "images:0")
+    assert (bias.data_type, bias.shape, bias.default) == (DataType.DT_FLOAT, (), 0.5)
+    assert ids.kind == "sparse"
+    assert (default.outputs["any"].shape, default.outputs["any"].dtype) == (None, object)
+    assert list(metadata.internal_signatures) == ["__saved_model_init_op"]
+    assert metadata.proto == make_response()
+
+
+def test_metadata_prints_as_a_table() -> None:
+    """A table of inputs and outputs is what a person wants to see first."""
+    lines = str(ModelMetadata.from_response(make_response().SerializeToString())).splitlines()
+    assert lines[0] == "digits, version 7"
+    assert any(line.split() == ["serving_default", "input", "images", "float32", "(-1,", "784)"] for line in lines)
+
+
+def test_an_unknown_signature_suggests_the_near_one() -> None:
+    """The error lists what the model has."""
+    metadata = ModelMetadata.from_response(make_response().SerializeToString())
+    with pytest.raises(SignatureNotFoundError, match=r"did you mean 'serving_default'\?"):
+        metadata.signature("serving_defualt")
+
+
+def test_bytes_that_are_no_metadata_are_a_decode_error() -> None:
+    """A malformed answer is not protobuf's exception but ours."""
+    with pytest.raises(DecodeError):
+        ModelMetadata.from_response(b"\xff\xff\xff")
+
+
+def test_repr_shows_the_call() -> None:
+    """A signature's repr reads like a function's."""
+    assert repr(IMAGES) == (
+        "<Signature serving_default(images: float32 (-1, 784)) -> "
+        "(scores: float32 (-1, 3), classes: string (-1,))>"
+    )
