@@ -161,13 +161,13 @@ def decode_model_spec(data: bytes) -> tuple[str, int | None, str | None, str]:
         DecodeError: the bytes are no ModelSpec.
     """
     name = signature_name = ""
-    version_body: bytes | None = None
+    version_body: bytes | bytearray | None = None
     label: str | None = None
     for tag, start, stop in fields(data, 0, len(data)):
         if tag == _SPEC_NAME:
             name = _utf8(data, start, stop)
         elif tag == _SPEC_VERSION:
-            version_body = (version_body or b"") + data[start:stop]
+            version_body = _merged(version_body, data[start:stop])
             label = None
         elif tag == _SPEC_SIGNATURE:
             signature_name = _utf8(data, start, stop)
@@ -177,7 +177,7 @@ def decode_model_spec(data: bytes) -> tuple[str, int | None, str | None, str]:
     version: int | None = None
     if version_body is not None:
         version = 0
-        for tag, value, _ in fields(version_body, 0, len(version_body)):
+        for tag, value, _ in fields(bytes(version_body), 0, len(version_body)):
             if tag == _INT64_VALUE:
                 version = signed(value)
     return name, version, label, signature_name
@@ -335,8 +335,8 @@ def _append_entry(
     """Append a map entry to `pieces`; return its size in bytes."""
     try:
         body, size = _tensor_pieces(array, data_type, typed=typed, strings_typed=strings_typed)
-    except UnsupportedTypeError as error:
-        raise UnsupportedTypeError(f"{noun} {name!r}: {error}") from None
+    except (UnsupportedTypeError, MessageTooLargeError) as error:
+        raise type(error)(f"{noun} {name!r}: {error}") from None
     header = _entry_header(tag, name, size)
     pieces.append(header)
     pieces += body
@@ -353,6 +353,10 @@ def _tensor_pieces(
     if array.size == 0:
         return [header], len(header)
     converter = _CONVERTERS[info.data_type]
+    # Before anything is copied; a broadcast array can be larger than memory. Varints and strings take
+    # at least a byte each.
+    as_is = not typed or isinstance(converter, _Fixed)
+    _check_size(array.size * (info.item_size if as_is and info.item_size else 1), "the tensor")
     if isinstance(converter, _Strings):
         body = converter.typed_pieces(array) if strings_typed else converter.content_pieces(array)
     else:
@@ -395,6 +399,8 @@ def _spec_field(number: int, model_spec: bytes) -> bytes:
 
 
 def _as_array(value: object) -> np.ndarray:
+    if type(value) is np.ndarray:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise UnsupportedTypeError("a masked array has no counterpart; fill it first, array.filled(value)")
     try:
@@ -420,7 +426,7 @@ def _sent_as(dtype: np.dtype, data_type: int | None) -> TypeInfo:
 def _values(array: np.ndarray, info: TypeInfo) -> np.ndarray:
     """The elements in the order and the bytes of `tensor_content`, in a dtype that exports its memory."""
     if not _is_plain(array.dtype, info):
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        array = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
         converter = _CONVERTERS[info.data_type]
         if isinstance(converter, _Narrow):
             # `ml_dtypes` may leave the bits of a byte that do not count as they come.
@@ -443,7 +449,7 @@ def decode_predict_response(data: bytes) -> tuple[dict[str, np.ndarray], bytes]:
         UnsupportedTypeError: a tensor's type has no numpy counterpart, or needs `ml_dtypes`.
     """
     outputs: dict[str, np.ndarray] = {}
-    spec = b""
+    spec: bytes | bytearray | None = None
     for tag, start, stop in fields(data, 0, len(data)):
         if tag == _RESPONSE_OUTPUTS:
             name, body, body_start, body_stop = _entry(data, start, stop)
@@ -452,8 +458,8 @@ def decode_predict_response(data: bytes) -> tuple[dict[str, np.ndarray], bytes]:
             except (DecodeError, UnsupportedTypeError) as error:
                 raise type(error)(f"output {name!r}: {error}") from None
         elif tag == _RESPONSE_SPEC:
-            spec += data[start:stop]
-    return outputs, spec
+            spec = _merged(spec, data[start:stop])
+    return outputs, bytes(spec or b"")
 
 
 def decode_predict_request(data: bytes) -> PredictRequestParts:
@@ -463,18 +469,18 @@ def decode_predict_request(data: bytes) -> PredictRequestParts:
         DecodeError: the bytes are no PredictRequest.
     """
     view = memoryview(data)
-    spec: bytes | None = None
+    spec: bytes | bytearray | None = None
     inputs: dict[str, memoryview] = {}
     output_filter: list[str] = []
     for tag, start, stop in fields(data, 0, len(data)):
         if tag == _REQUEST_SPEC:
-            spec = (spec or b"") + data[start:stop]
+            spec = _merged(spec, data[start:stop])
         elif tag == _REQUEST_INPUTS:
             name, body, body_start, body_stop = _entry(data, start, stop)
             inputs[name] = (view if body is data else memoryview(body))[body_start:body_stop]
         elif tag == _REQUEST_FILTER:
             output_filter.append(_utf8(data, start, stop))
-    return PredictRequestParts(spec, inputs, output_filter)
+    return PredictRequestParts(None if spec is None else bytes(spec), inputs, output_filter)
 
 
 def decode_tensor(data: bytes | memoryview) -> np.ndarray:
@@ -492,24 +498,34 @@ def decode_tensor(data: bytes | memoryview) -> np.ndarray:
 def _entry(data: bytes, start: int, stop: int) -> tuple[str, bytes, int, int]:
     """A map entry's key, and where its value is: a buffer and a range in it."""
     key = ""
-    body, body_start, body_stop = b"", 0, 0
+    value = 0, 0
+    several: bytes | bytearray | None = None
     for tag, first, last in fields(data, start, stop):
         if tag == _KEY:
             key = _utf8(data, first, last)
         elif tag == _VALUE:
-            if body_start == body_stop:
-                body, body_start, body_stop = data, first, last
-            else:
-                # A message in several parts: their bodies one after the other are the merged message.
-                body = body[body_start:body_stop] + data[first:last]
-                body_start, body_stop = 0, len(body)
-    return key, body, body_start, body_stop
+            if value != (0, 0):
+                several = _merged(several or data[value[0] : value[1]], data[first:last])
+            value = first, last
+    if several is not None:
+        return key, bytes(several), 0, len(several)
+    return key, data, *value
+
+
+def _merged(found: bytes | bytearray | None, body: Buffer) -> bytes | bytearray:
+    """The body of a message that comes in several parts: one after the other, they are the merged message."""
+    if found is None:
+        return bytes(body)
+    # A bytearray grows in place; adding up bytes would take quadratic time for many parts.
+    found = found if isinstance(found, bytearray) else bytearray(found)
+    found += body
+    return found
 
 
 def _tensor(data: Buffer, start: int, stop: int, strings: list[bytes] | None = None) -> np.ndarray:
     """The array of the TensorProto in ``data[start:stop]``; `strings`: its values, taken out before."""
     number = 0
-    shape_body: Buffer = b""
+    shape_body: bytes | bytearray | None = None
     content_start = content_stop = 0
     collected: list[bytes] = []
     many = False
@@ -520,7 +536,7 @@ def _tensor(data: Buffer, start: int, stop: int, strings: list[bytes] | None = N
         if tag == _DTYPE:
             number = first & 0xFFFFFFFF
         elif tag == _SHAPE:
-            shape_body = bytes(shape_body) + data[first:last] if shape_body else data[first:last]
+            shape_body = _merged(shape_body, data[first:last])
         elif tag == _CONTENT:
             content_start, content_stop = first, last
         elif tag == _STRING_VAL:
@@ -539,7 +555,8 @@ def _tensor(data: Buffer, start: int, stop: int, strings: list[bytes] | None = N
         raise _no_values(number)
     if many and number == DataType.DT_STRING:
         return _many_strings(bytes(data[start:stop]))
-    shape, count = _shape(bytes(shape_body)) if len(shape_body) <= _CACHED_SHAPE else _read_shape(shape_body)
+    body = bytes(shape_body or b"")
+    shape, count = _shape(body) if len(body) <= _CACHED_SHAPE else _read_shape(body)
     try:
         if count == 0:
             return _read_only(np.empty(shape, converter.dtype))
@@ -586,7 +603,7 @@ def _gathered(data: Buffer, start: int, stop: int, converter: _Converter) -> byt
     return bytes(octets)
 
 
-def _read_shape(body: Buffer) -> tuple[tuple[int, ...], int]:
+def _read_shape(body: bytes) -> tuple[tuple[int, ...], int]:
     """The sizes in a TensorShapeProto, and their product."""
     sizes = []
     for tag, start, stop in fields(body, 0, len(body)):
@@ -598,8 +615,8 @@ def _read_shape(body: Buffer) -> tuple[tuple[int, ...], int]:
                 elif dim_tag == _DIM_NAME:
                     _utf8(body, value, end)
             sizes.append(size)
-    if len(sizes) > _MAX_DIMENSIONS:
-        raise DecodeError(f"a tensor of {len(sizes)} dimensions; at most {_MAX_DIMENSIONS} are possible")
+            if len(sizes) > _MAX_DIMENSIONS:
+                raise DecodeError(f"a tensor of more than {_MAX_DIMENSIONS} dimensions")
     shape = tuple(sizes)
     count = 1
     for size in shape:
@@ -762,7 +779,8 @@ class _Bools(_Integers):
         return array
 
     def convert(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        return np.not_equal(values, 0)
+        nonzero: np.ndarray = np.not_equal(values, 0)
+        return nonzero
 
 
 class _Halves(_Integers):
