@@ -153,8 +153,6 @@ def _skip_group(data: Buffer, position: int, end: int, number: int) -> int:
             raise DecodeError(f"groups are nested deeper than {_MAX_DEPTH}")
         tag, position = _read_short(data, position, end)
         number, wire_type = tag >> 3, tag & 7
-        if number == 0:
-            raise DecodeError("field number 0")
         if wire_type == VARINT:
             _, position = read_varint(data, position, end)
         elif wire_type == LENGTH_DELIMITED:
