@@ -135,6 +135,7 @@ class _Managed:
     aspired: bool = True
     servable: Servable | None = None
     borrowed: bool = False
+    hopeless: bool = False
     users: int = 0
     drained: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -568,7 +569,7 @@ class ModelManager:
         self._publish(managed.id, State.LOADING)
         error = await self._attempt(managed)
         for attempt in range(1, self.options.max_num_load_retries + 1):
-            if error is None or not managed.aspired:
+            if error is None or managed.hopeless or not managed.aspired:
                 break
             if self.options.load_retry_interval_micros > 0:
                 await self._sleep(self.options.load_retry_interval_micros / 1e6)
@@ -600,6 +601,7 @@ class ModelManager:
         except StatusError as error:
             return error
         except Exception as error:  # a loader's own bug must not stop the manager
+            managed.hopeless = True
             logger.exception("the loader failed on %s", managed.path)
             return StatusError(StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
         return None
