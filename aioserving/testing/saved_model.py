@@ -22,8 +22,9 @@ import numpy as np
 from aioserving._proto import message_class
 from aioserving._types import Array
 from aioserving.testing import inference
+from aioserving.testing.batching import BatchingParameters, BatchingServable
 from aioserving.testing.options import ServerOptions
-from aioserving.testing.servable import as_data_type
+from aioserving.testing.servable import Servable, as_data_type
 from aioserving.testing.status import StatusCode, StatusError
 
 __all__ = ["SavedModelServable", "load_servable"]
@@ -34,13 +35,13 @@ _WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 _MAX_WARMUP_RECORDS = 1000
 
 
-def load_servable(path: str | os.PathLike[str], options: ServerOptions | None = None) -> SavedModelServable:
+def load_servable(path: str | os.PathLike[str], options: ServerOptions | None = None) -> Servable:
     """Load the SavedModel in the folder `path`, ready to serve.
 
     Args:
         path: a version folder, with `saved_model.pb` (or `saved_model.pbtxt`) in it.
         options: the tags of the meta graph, whether and how often warm-up requests are replayed,
-            and the parallelism of the session are taken from here.
+            batching, and the parallelism of the session are taken from here.
 
     Raises:
         StatusError: the status with which the real server fails to load it.
@@ -49,7 +50,10 @@ def load_servable(path: str | os.PathLike[str], options: ServerOptions | None = 
     options = options or ServerOptions()
     folder = Path(path)
     meta_graph = _find_meta_graph(_read(folder), [tag for tag in options.saved_model_tags.split(",") if tag])
-    servable = SavedModelServable(folder, meta_graph, _session_config(options))
+    parameters = _batching_parameters(folder, options)
+    servable: Servable = SavedModelServable(folder, meta_graph, _session_config(options))
+    if parameters is not None:
+        servable = BatchingServable(servable, parameters)
     try:
         if options.enable_model_warmup:
             _warm_up(servable, folder, options)
@@ -322,6 +326,18 @@ def _find_meta_graph(saved_model: Any, tags: Sequence[str]) -> Any:
     )
 
 
+def _batching_parameters(folder: Path, options: ServerOptions) -> BatchingParameters | None:
+    """How to batch, or None: the server's parameters, or the version folder's own where those are allowed."""
+    if not options.enable_batching:
+        return None
+    own = folder / "batching_params.pbtxt"
+    if options.enable_per_model_batching_parameters and own.exists():
+        return BatchingParameters.from_file(own)
+    if options.batching_parameters_file:
+        return BatchingParameters.from_file(options.batching_parameters_file)
+    return BatchingParameters()
+
+
 def _session_config(options: ServerOptions) -> Any:
     both = options.tensorflow_session_parallelism
     return _tensorflow().compat.v1.ConfigProto(
@@ -344,7 +360,7 @@ def _tensorflow() -> Any:
 # ---------------------------------------------------------------- warm-up
 
 
-def _warm_up(servable: SavedModelServable, folder: Path, options: ServerOptions) -> None:
+def _warm_up(servable: Servable, folder: Path, options: ServerOptions) -> None:
     """Replay the requests recorded with the model; an answer that is an error fails the load."""
     path = folder / _WARMUP_FILE
     if not path.exists():
@@ -376,7 +392,7 @@ _REPLAYED = {
 }
 
 
-def _replay(servable: SavedModelServable, log: Any, options: ServerOptions) -> None:
+def _replay(servable: Servable, log: Any, options: ServerOptions) -> None:
     kind = log.WhichOneof("log_type")
     if kind == "session_run_log":
         raise StatusError(
