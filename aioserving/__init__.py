@@ -1,1 +1,119 @@
-"""wip"""
+"""The asyncio-native client for TensorFlow Serving.
+
+    async with AsyncClient("127.0.0.1:8500") as client:
+        result = await client.predict("digits", {"images": images})
+
+Importing it never imports TensorFlow. The map:
+
+    what people use   client (AsyncClient, Model), blocking (Client), prediction, status, errors
+    moving bytes      pool (endpoints and connections), transport (one gRPC channel)
+    data              signature (checks inputs), messages (views of protobuf messages),
+                      codec (numpy arrays <-> TensorProto bytes), dtypes, wire
+    for your tests    testing (a server that behaves as TensorFlow Serving does)
+
+To follow one `predict` call, read client, pool, transport; then codec.
+"""
+
+from __future__ import annotations
+
+from aioserving.blocking import BlockingModel, Client
+from aioserving.client import AsyncClient, ClientStats, Model
+from aioserving.dtypes import DataType
+from aioserving.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    CancelledError,
+    ClientClosedError,
+    ClientStateError,
+    DataLossError,
+    DeadlineExceededError,
+    DecodeError,
+    EventLoopError,
+    FailedPreconditionError,
+    ForkError,
+    InternalError,
+    InvalidArgumentError,
+    InvalidInputError,
+    MessageTooLargeError,
+    ModelNotFoundError,
+    NotFoundError,
+    OutOfRangeError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    RPCError,
+    ServingError,
+    SignatureNotFoundError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+    UnknownError,
+    UnsupportedTypeError,
+    VersionLabelNotFoundError,
+    VersionNotFoundError,
+)
+from aioserving.messages import ModelConfig, ModelServerConfig, ModelSpec, PredictRequest
+from aioserving.pool import ConnectionStats, EndpointStats, PoolOptions
+from aioserving.prediction import PredictResult
+from aioserving.signature import ModelMetadata, Signature, TensorSpec
+from aioserving.status import ModelStatus, State, VersionStatus
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbortedError",
+    "AlreadyExistsError",
+    "AsyncClient",
+    "BlockingModel",
+    "CancelledError",
+    "Client",
+    "ClientClosedError",
+    "ClientStateError",
+    "ClientStats",
+    "ConnectionStats",
+    "DataLossError",
+    "DataType",
+    "DeadlineExceededError",
+    "DecodeError",
+    "EndpointStats",
+    "EventLoopError",
+    "FailedPreconditionError",
+    "ForkError",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidInputError",
+    "MessageTooLargeError",
+    "Model",
+    "ModelConfig",
+    "ModelMetadata",
+    "ModelNotFoundError",
+    "ModelServerConfig",
+    "ModelSpec",
+    "ModelStatus",
+    "NotFoundError",
+    "OutOfRangeError",
+    "PermissionDeniedError",
+    "PoolOptions",
+    "PredictRequest",
+    "PredictResult",
+    "RPCError",
+    "ResourceExhaustedError",
+    "ServingError",
+    "Signature",
+    "SignatureNotFoundError",
+    "State",
+    "TensorSpec",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "UnknownError",
+    "UnsupportedTypeError",
+    "VersionLabelNotFoundError",
+    "VersionNotFoundError",
+    "VersionStatus",
+    "__version__",
+]
+
+for _name in __all__:  # reprs and tracebacks show where a name is imported from
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__
+del _name

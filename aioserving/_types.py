@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
 
-__all__ = ["DEFAULT", "Array", "DefaultType", "Inputs", "Metadata", "TensorLike"]
+__all__ = ["DEFAULT", "Array", "DefaultType", "Inputs", "Metadata", "TensorLike", "Timeout"]
 
 #: A numpy array of any dtype and shape.
 Array: TypeAlias = npt.NDArray[Any]
@@ -34,3 +34,7 @@ class DefaultType(enum.Enum):
 
 #: "Not given": use the client's own setting (where None means "off" or "no limit").
 DEFAULT: Final = DefaultType.DEFAULT
+
+
+#: Seconds that a call may take; None for no limit, `DEFAULT` for the client's own setting.
+Timeout: TypeAlias = float | DefaultType | None

@@ -161,7 +161,7 @@ def _rebuild(
 
 
 class CancelledError(RPCError):
-    """The other side cancelled the call. (A caller's own cancellation stays `asyncio.CancelledError`.)"""
+    """The other side cancelled the call; a caller's own cancellation stays `asyncio.CancelledError`."""
 
     default_code = "CANCELLED"
 

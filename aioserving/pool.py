@@ -15,6 +15,7 @@ How a connection is chosen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -176,8 +177,8 @@ class Pool:
     def __repr__(self) -> str:
         open_ = sum(connection.transport is not None for connection in self._connections)
         return (
-            f"<Pool of {len(self.endpoints)} endpoints, {open_} of {len(self._connections)} connections open, "
-            f"{self.in_flight} in flight, {self.waiting} waiting>"
+            f"<Pool of {len(self.endpoints)} endpoints, "
+            f"{open_} of {len(self._connections)} connections open, {self.in_flight} in flight, {self.waiting} waiting>"
         )
 
     @property
@@ -318,10 +319,8 @@ class Pool:
             self._drained = asyncio.Event()
         try:
             if self._drained is not None:
-                try:
+                with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._drained.wait(), grace)
-                except asyncio.TimeoutError:
-                    pass
         finally:
             # Also when this is cancelled: a client that is being closed must not stay half open.
             for future, _ in self._waiting:

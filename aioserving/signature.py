@@ -163,13 +163,13 @@ class Signature:
                 f"{self._path} takes {len(self.inputs)} inputs ({_listed(self.inputs)}), got a single "
                 f"{type(value).__name__}: give a mapping from input names to values"
             )
-        raise self._error(f"{self._path} takes no inputs, got a {type(value).__name__}: give an empty mapping")
+        raise self._error(
+            f"{self._path} takes no inputs, got a {type(value).__name__}: give an empty mapping"
+        )
 
     def _wrong_names(self, inputs: Mapping[Any, Any]) -> InvalidInputError:
         extra = [name for name in inputs if name not in self.inputs]
-        missing = [
-            name for name, spec in self.inputs.items() if name not in inputs and spec.default is None
-        ]
+        missing = [name for name, spec in self.inputs.items() if name not in inputs and spec.default is None]
         parts = []
         for name in extra:
             parts.append(f"unknown input {name!r}{_did_you_mean(name, missing or self.inputs)}")
@@ -186,7 +186,7 @@ class Signature:
         dtype = spec.dtype
         if type(value) is not np.ndarray or value.dtype != dtype:
             value = self._convert(spec, dtype, value)
-        elif dtype == object:
+        elif dtype.kind == "O":
             self._check_strings(spec, value)
         if not spec.fits(value.shape):
             raise self._mismatch(spec, f"{spec.type_name} {value.shape}")
@@ -210,7 +210,7 @@ class Signature:
         explicit = isinstance(value, (np.ndarray, np.generic)) or not isinstance(
             value, (bool, int, float, complex, str, bytes, list, tuple, range)
         )
-        if dtype == object:
+        if dtype.kind == "O":
             return self._convert_strings(spec, value)
         try:
             # The natural dtype first: numpy would cut 1.7 to 1 and turn "3" into a number on its own.
@@ -295,7 +295,9 @@ class ModelMetadata:
         from google.protobuf.message import DecodeError as ProtobufDecodeError
 
         try:
-            response: Any = _proto.message_class("tensorflow.serving.GetModelMetadataResponse").FromString(data)
+            response: Any = _proto.message_class("tensorflow.serving.GetModelMetadataResponse").FromString(
+                data
+            )
             signature_map: Any = _proto.message_class("tensorflow.serving.SignatureDefMap")()
             if "signature_def" in response.metadata:
                 signature_map.ParseFromString(response.metadata["signature_def"].value)
@@ -355,7 +357,7 @@ def _read_signature(name: str, definition: Any, model: str) -> Signature:
     return Signature(
         name,
         {
-            key: _read_spec(key, definition.inputs[key], defaults[key] if key in defaults else None)
+            key: _read_spec(key, definition.inputs[key], defaults.get(key))
             for key in sorted(definition.inputs)
         },
         {key: _read_spec(key, definition.outputs[key], None) for key in sorted(definition.outputs)},

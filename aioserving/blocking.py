@@ -1,0 +1,537 @@
+"""The same client without asyncio: `Client` for scripts, notebooks and threads.
+
+Every method runs `AsyncClient`'s on one event loop that all `Client`s of a process share, in a thread
+of its own (anyio's blocking portal starts and stops it): several loops driving grpc.aio in one process
+have been seen to wake each other up for nothing (grpc/grpc issue 25364).
+
+A call goes to that loop with one `call_soon_threadsafe` and comes back through one lock, in place of the
+portal's own way with its task group and `concurrent.futures.Future`, which takes three times as long.
+What waits is interrupted by Ctrl-C, and the call is then cancelled, not left running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import warnings
+from collections.abc import Coroutine, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from anyio.from_thread import BlockingPortal, BlockingPortalProvider
+
+from aioserving import errors
+from aioserving._types import DEFAULT, Inputs, Metadata, Timeout
+from aioserving.client import AsyncClient, ClientStats, Model, ModelConfigs
+from aioserving.messages import View
+from aioserving.pool import PoolOptions
+from aioserving.prediction import PredictResult
+from aioserving.signature import ModelMetadata
+from aioserving.status import ModelStatus, VersionStatus
+from aioserving.transport import ChannelOptions, check_fork, process_generation
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from typing_extensions import Self
+
+    from aioserving.transport import ChannelCredentials
+
+__all__ = ["BlockingModel", "Client"]
+
+T = TypeVar("T")
+
+_provider = BlockingPortalProvider()
+
+
+class Client:
+    """A client of TensorFlow Serving for plain, blocking code.
+
+    ```python
+    with Client("127.0.0.1:8500") as client:
+        result = client.predict("digits", {"images": images})
+    ```
+
+    May be used from any number of threads, and where an event loop is running already (notebooks).
+    Ctrl-C stops the call that it interrupts, and leaves the client usable. Methods, arguments and errors
+    are those of `AsyncClient`.
+
+    Args:
+        targets: ``"host:port"``, ``"dns:///name:port"``, ``"unix:///path"``, or several of them that
+            serve the same models.
+        timeout: seconds that a call may take when it says nothing else; None for no limit.
+        credentials: TLS credentials from `grpc.ssl_channel_credentials`; None for plaintext.
+        metadata: gRPC metadata sent with every call.
+        max_message_size: largest message, in bytes, sent or received; None for what the server and
+            protobuf take, 2 GiB.
+        pool: number of connections and calls in flight.
+        channel_options: gRPC channel arguments, over this library's own.
+
+    Raises:
+        ValueError: a target is malformed or there is none.
+    """
+
+    def __init__(
+        self,
+        targets: str | Sequence[str],
+        *,
+        timeout: float | None = 60.0,
+        credentials: ChannelCredentials | None = None,
+        metadata: Metadata = (),
+        max_message_size: int | None = None,
+        pool: PoolOptions | None = None,
+        channel_options: ChannelOptions = (),
+    ) -> None:
+        self._client = AsyncClient(
+            targets,
+            timeout=timeout,
+            credentials=credentials,
+            metadata=metadata,
+            max_message_size=max_message_size,
+            pool=pool,
+            channel_options=channel_options,
+        )
+        self._portal: BlockingPortal | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._generation = -1
+        self._closed = False
+        self._lock = threading.Lock()
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._run(_nothing())
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self, grace: float | None = None) -> None:
+        """Let running calls end and close every connection; new calls are refused from now on.
+
+        Safe to call again.
+
+        Args:
+            grace: seconds given to running calls before they are cancelled (their callers get a
+                `ClientClosedError`); None gives them the time that their own deadlines allow.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            portal, self._portal = self._portal, None
+        if portal is None:
+            return
+        if self._generation != process_generation():
+            self._client._pool.abandon()
+            return
+        try:
+            self._call(self._client.aclose(grace))
+        finally:
+            _provider.__exit__(None, None, None)
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "_portal", None) is None or self._generation != process_generation():
+            return
+        _warn(f"unclosed {self!r}: use 'with' or close()", ResourceWarning, stacklevel=2)
+        self._client._closed = True  # it would warn a second time
+        loop, pool = self._loop, self._client._pool
+        if loop is not None and not loop.is_closed() and not sys.is_finalizing():
+            # grpc closes the sockets with the channels, which have to go on their own loop's thread.
+            loop.call_soon_threadsafe(pool.abandon)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self._client!r}>"
+
+    def stats(self) -> ClientStats:
+        """Endpoints, connections, calls in flight and totals, at this moment."""
+        return self._client.stats()
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._closed:
+                raise errors.ClientClosedError("the client is closed")
+            if self._loop is None:
+                check_fork()
+                portal = _provider.__enter__()
+                try:
+                    self._loop, self._loop_thread = portal.call(_loop_and_thread)
+                except BaseException:
+                    _provider.__exit__(None, None, None)
+                    raise
+                self._portal = portal
+                self._generation = process_generation()
+            return self._loop
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run `coroutine` on the shared loop and wait for it here."""
+        try:
+            if self._closed or self._loop is None:
+                self._start()
+            elif self._generation != process_generation():
+                check_fork(self._generation)
+            return self._call(coroutine)
+        except BaseException:
+            coroutine.close()
+            raise
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        loop = self._loop
+        assert loop is not None
+        if threading.get_ident() == self._loop_thread:
+            raise errors.EventLoopError(
+                "a blocking Client was called on the thread of its own event loop, which would wait for itself"
+            )
+        call = _Call(coroutine)
+        loop.call_soon_threadsafe(call.start, loop)
+        try:
+            call.done.acquire()
+        except BaseException:
+            # Ctrl-C, or another exception raised into this thread: nobody waits for the answer any more.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(call.cancel)
+            raise
+        return call.result()
+
+    # -- calls --------------------------------------------------------------------------------------
+
+    @overload
+    def predict(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        output_filter: Sequence[str] | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> PredictResult: ...
+
+    @overload
+    def predict(
+        self,
+        model: Message | View,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> PredictResult: ...
+
+    def predict(
+        self,
+        model: str | Message | View,
+        inputs: Inputs | None = None,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        output_filter: Sequence[str] | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> PredictResult:
+        """Run a model on `inputs`.
+
+        Inputs are checked against the signature before anything is sent: names, dtypes and shapes. The
+        signature is fetched once per model, version and signature, and again when the server's answers
+        come from another version.
+
+        Args:
+            model: name of the model; or a ready PredictRequest, which is sent as it is.
+            inputs: arrays (or lists, scalars, strings) by input name; or the one value of a signature
+                with a single input. Arrays are cast only where numpy calls it ``same_kind``; lists and
+                scalars take the signature's dtype.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            signature_name: key of the signature; ``serving_default`` if not given.
+            output_filter: names of the outputs to return; all if not given.
+            timeout: seconds until the call fails; the client's own setting if not given, None for no
+                limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
+            validate: False sends `inputs`, a mapping, as they are, and asks for no metadata.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            Arrays by output name, read-only; `PredictResult.model_spec` tells the version.
+
+        Raises:
+            InvalidInputError: `inputs` do not fit the signature.
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            SignatureNotFoundError: the model has no such signature.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            DecodeError: the answer is no PredictResponse.
+            RPCError: any other gRPC status; see `aioserving.errors`.
+        """
+        return self._run(
+            self._client.predict(
+                model,  # type: ignore[arg-type]  # the overloads above say which go together
+                inputs,  # type: ignore[arg-type]
+                version=version,
+                version_label=version_label,
+                signature_name=signature_name,
+                output_filter=output_filter,
+                timeout=timeout,
+                validate=validate,
+                metadata=metadata,
+            )
+        )
+
+    def get_model_metadata(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ModelMetadata:
+        """Ask the server for a model's signatures.
+
+        Args:
+            model: name of the model.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            The signatures with their inputs' and outputs' names, dtypes and shapes.
+
+        Raises:
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            RPCError: any other gRPC status.
+        """
+        return self._run(
+            self._client.get_model_metadata(
+                model, version=version, version_label=version_label, timeout=timeout, metadata=metadata
+            )
+        )
+
+    def get_model_status(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        target: str | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ModelStatus:
+        """Ask a server which versions of a model it has seen, and how each is.
+
+        Versions that were unloaded stay in the list, as ``END``. (The server ignores a version label
+        here, so there is no such argument.)
+
+        Args:
+            model: name of the model.
+            version: ask for this version only.
+            target: which of the client's targets to ask; any one if not given.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            A sequence, highest version first, of `VersionStatus`: ``version``, ``state``, ``error``.
+
+        Raises:
+            ModelNotFoundError: the server never saw such a model, or (`VersionNotFoundError`) version.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            RPCError: any other gRPC status.
+        """
+        return self._run(
+            self._client.get_model_status(
+                model, version=version, target=target, timeout=timeout, metadata=metadata
+            )
+        )
+
+    def wait_until_available(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> VersionStatus:
+        """Wait until a version of `model` can serve, on every one of the client's targets.
+
+        Waits for the servers themselves to come up, too.
+
+        Args:
+            model: name of the model.
+            version: the version to wait for; any if not given.
+            timeout: seconds to wait; the client's own setting if not given.
+            metadata: gRPC metadata of the calls.
+
+        Returns:
+            The status of the version that is available, the highest if there are several.
+
+        Raises:
+            DeadlineExceededError: not available in time; the message tells the last state seen.
+            FailedPreconditionError: loading it failed, so that waiting longer is no use; the message
+                tells why it failed.
+        """
+        return self._run(
+            self._client.wait_until_available(model, version=version, timeout=timeout, metadata=metadata)
+        )
+
+    def reload_config(
+        self,
+        config: ModelConfigs,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> None:
+        """Replace the list of models that a server serves.
+
+        The new list replaces the old one: models that it leaves out are unloaded. The call returns when
+        every newly named model has a version available; of changes to models that were there before
+        (a version policy) it returns at once: follow it with `wait_until_available`. Labels can only
+        point at versions that are available already.
+
+        A base path that does not exist, or has no version in it, blocks the server's reloads for good;
+        only this call's wait ends with its deadline.
+
+        With several endpoints it is sent to every one of them, one after the other.
+
+        Args:
+            config: the models: `ModelConfig`s, dicts of their fields, or a `ModelServerConfig`.
+                A model without a platform gets ``"tensorflow"`` (the server would keep a config without
+                one and refuse every later reload).
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of the call.
+
+        Raises:
+            InvalidArgumentError: the server refuses the configuration.
+            FailedPreconditionError: a label points at a version that is not available.
+            UnknownError: models that were added failed to load; the message says which and why.
+            DeadlineExceededError: models were not available in time; the server goes on loading them.
+            RPCError: any other gRPC status.
+        """
+        return self._run(self._client.reload_config(config, timeout=timeout, metadata=metadata))
+
+    def model(
+        self,
+        name: str,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+    ) -> BlockingModel:
+        """A handle bound to one model, with the same methods less the arguments that it fixes.
+
+        Args:
+            name: name of the model.
+            version: version number that the handle's calls ask for.
+            version_label: label that they ask for.
+            signature_name: signature that they use.
+        """
+        return BlockingModel(
+            self,
+            self._client.model(
+                name, version=version, version_label=version_label, signature_name=signature_name
+            ),
+        )
+
+
+class BlockingModel:
+    """One model as a `Client` sees it: its methods with the model's name and version filled in.
+
+    Made by `Client.model`; light, and valid as long as its client is.
+    """
+
+    __slots__ = ("_client", "_model")
+
+    def __init__(self, client: Client, model: Model) -> None:
+        self._client = client
+        self._model = model
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self._model!r}>"
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self._model.name
+
+    def predict(
+        self,
+        inputs: Inputs,
+        *,
+        output_filter: Sequence[str] | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> PredictResult:
+        """Run the model on `inputs`; see `AsyncClient.predict`."""
+        return self._client._run(
+            self._model.predict(
+                inputs, output_filter=output_filter, timeout=timeout, validate=validate, metadata=metadata
+            )
+        )
+
+    def get_model_metadata(self, *, timeout: Timeout = DEFAULT, metadata: Metadata = ()) -> ModelMetadata:
+        """Ask the server for the model's signatures; see `AsyncClient.get_model_metadata`."""
+        return self._client._run(self._model.get_model_metadata(timeout=timeout, metadata=metadata))
+
+    def get_model_status(
+        self,
+        *,
+        target: str | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ModelStatus:
+        """Ask a server how the model's versions are; see `AsyncClient.get_model_status`."""
+        return self._client._run(
+            self._model.get_model_status(target=target, timeout=timeout, metadata=metadata)
+        )
+
+    def wait_until_available(self, *, timeout: Timeout = DEFAULT, metadata: Metadata = ()) -> VersionStatus:
+        """Wait until the model can serve; see `AsyncClient.wait_until_available`."""
+        return self._client._run(self._model.wait_until_available(timeout=timeout, metadata=metadata))
+
+
+class _Call:
+    """A coroutine on its way to the loop's thread and its outcome on the way back."""
+
+    __slots__ = ("coroutine", "done", "task")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.coroutine = coroutine
+        self.done = threading.Lock()  # released by the loop's thread when the task has ended
+        self.done.acquire()
+        self.task: asyncio.Task[Any] | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.task = loop.create_task(self.coroutine)
+        self.task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self.done.release()
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+    def result(self) -> Any:
+        assert self.task is not None
+        try:
+            return self.task.result()
+        except asyncio.CancelledError:
+            raise errors.ClientClosedError("the event loop of the client was stopped") from None
+
+
+async def _nothing() -> None:
+    """Do nothing, on the loop."""
+
+
+async def _loop_and_thread() -> tuple[asyncio.AbstractEventLoop, int]:
+    return asyncio.get_running_loop(), threading.get_ident()

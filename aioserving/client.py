@@ -1,0 +1,927 @@
+"""The asyncio client: methods for TensorFlow Serving's RPCs, and handles bound to one model."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
+
+import numpy as np
+
+from aioserving import errors
+from aioserving._types import DEFAULT, Array, Inputs, Metadata, Timeout
+from aioserving.codec import (
+    decode_model_spec,
+    decode_predict_response,
+    encode_model_spec,
+    encode_predict_request,
+)
+from aioserving.deadline import deadline_after, remaining
+from aioserving.messages import (
+    GetModelMetadataRequest,
+    GetModelStatusRequest,
+    ModelConfig,
+    ModelServerConfig,
+    ReloadConfigRequest,
+    View,
+)
+from aioserving.pool import Endpoint, EndpointStats, Pool, PoolOptions
+from aioserving.prediction import PredictResult
+from aioserving.signature import ModelMetadata, Signature
+from aioserving.status import ModelStatus, VersionStatus
+from aioserving.transport import ChannelOptions, Transport, check_fork, process_generation
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from typing_extensions import Self
+
+    from aioserving.transport import ChannelCredentials
+
+__all__ = ["AsyncClient", "ClientStats", "Model"]
+
+_PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
+_GET_MODEL_METADATA: Final = "/tensorflow.serving.PredictionService/GetModelMetadata"
+_GET_MODEL_STATUS: Final = "/tensorflow.serving.ModelService/GetModelStatus"
+_RELOAD_CONFIG: Final = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
+
+#: Platform of a ModelConfig that names none: the only one that the real server knows by default.
+_PLATFORM: Final = "tensorflow"
+
+#: Seconds for which fetched signatures are believed when they refuse an input.
+_BELIEVE: Final = 1.0
+
+ModelConfigs: TypeAlias = "ModelServerConfig | Message | Iterable[ModelConfig | Mapping[str, Any] | Message]"
+
+
+@dataclass(frozen=True)
+class ClientStats:
+    """What a client holds and has done, at one moment."""
+
+    #: Every endpoint with its connections.
+    endpoints: tuple[EndpointStats, ...]
+    #: Callers waiting for a connection to have room.
+    waiting: int
+
+    @property
+    def in_flight(self) -> int:
+        """Calls under way."""
+        return sum(endpoint.in_flight for endpoint in self.endpoints)
+
+    @property
+    def calls(self) -> int:
+        """Calls started so far."""
+        return sum(endpoint.calls for endpoint in self.endpoints)
+
+    @property
+    def errors(self) -> int:
+        """Calls that ended in an error so far."""
+        return sum(endpoint.errors for endpoint in self.endpoints)
+
+
+class _Plan:
+    """What is known in advance of calls to one (model, version, label, signature)."""
+
+    __slots__ = (
+        "fetched_at",
+        "fetching",
+        "model",
+        "model_spec",
+        "seen_spec",
+        "selector",
+        "signature",
+        "version",
+    )
+
+    def __init__(
+        self, model: str, version: int | None, version_label: str | None, signature_name: str | None
+    ) -> None:
+        if not isinstance(model, str) or not model:
+            raise errors.InvalidArgumentError(f"model must be a name, got {model!r}")
+        if version is not None and version_label is not None:
+            raise errors.InvalidArgumentError(
+                f"give a version or a version_label, not both (got {version!r} and {version_label!r})",
+                model=model,
+            )
+        self.model = model
+        self.model_spec = encode_model_spec(
+            model, version=version, version_label=version_label, signature_name=signature_name
+        )
+        self.selector = (version, version_label, signature_name)
+        self.signature: Signature | None = None
+        self.version = -1  # of `signature`
+        self.seen_spec = b""  # the ModelSpec of the last answer: a new one may mean a new version
+        self.fetched_at = 0.0
+        self.fetching: asyncio.Task[ModelMetadata] | None = None
+
+
+class AsyncClient:
+    """A client of TensorFlow Serving for asyncio.
+
+    ```python
+    async with AsyncClient("127.0.0.1:8500") as client:
+        result = await client.predict("digits", {"images": images})
+        result["scores"]
+    ```
+
+    Making one does no I/O, so it may be made at module level. It binds to the event loop of its first
+    call, connects then, and belongs to that loop until it is closed; use `Client` from several threads
+    or loops. Share one client among all tasks of a program. Cancelling a call at any point is safe.
+
+    Args:
+        targets: ``"host:port"``, ``"dns:///name:port"``, ``"unix:///path"``, or several of them that
+            serve the same models.
+        timeout: seconds that a call may take when it says nothing else; None for no limit.
+        credentials: TLS credentials from `grpc.ssl_channel_credentials`; None for plaintext.
+        metadata: gRPC metadata sent with every call.
+        max_message_size: largest message, in bytes, sent or received; None for what the server and
+            protobuf take, 2 GiB.
+        pool: number of connections and calls in flight.
+        channel_options: gRPC channel arguments, over this library's own.
+
+    Raises:
+        ValueError: a target is malformed or there is none.
+    """
+
+    def __init__(
+        self,
+        targets: str | Sequence[str],
+        *,
+        timeout: float | None = 60.0,
+        credentials: ChannelCredentials | None = None,
+        metadata: Metadata = (),
+        max_message_size: int | None = None,
+        pool: PoolOptions | None = None,
+        channel_options: ChannelOptions = (),
+    ) -> None:
+        self._targets = _checked_targets(targets)
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be a number of seconds, at least 0, or None; got {timeout!r}")
+        self._timeout = timeout
+        self._credentials = credentials
+        self._metadata = tuple(metadata)
+        self._pool_options = pool or PoolOptions()
+        self._channel_options: list[tuple[str, Any]] = []
+        if max_message_size is not None:
+            self._channel_options = [
+                ("grpc.max_send_message_length", max_message_size),
+                ("grpc.max_receive_message_length", max_message_size),
+            ]
+        self._channel_options.extend(channel_options)
+        self._plans: dict[tuple[str, int | None, str | None, str | None], _Plan] = {}
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._generation = -1
+        self._pool = Pool(self._targets, self._open_transport, options=self._pool_options)
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._bind()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, grace: float | None = None) -> None:
+        """Let running calls end and close every connection; new calls are refused from now on.
+
+        Safe to call again. A second caller waits with the first.
+
+        Args:
+            grace: seconds given to running calls before they are cancelled (their callers get a
+                `ClientClosedError`); None gives them the time that their own deadlines allow.
+
+        Raises:
+            EventLoopError: called from another loop than the one that the client is bound to.
+        """
+        self._closed = True
+        loop = self._loop
+        if loop is None:
+            return
+        if self._generation != process_generation() or loop.is_closed():
+            self._pool.abandon()
+            return
+        if loop is not asyncio.get_running_loop():
+            raise self._wrong_loop(loop)
+        for plan in self._plans.values():
+            if plan.fetching is not None:
+                plan.fetching.cancel()
+        await self._pool.close(grace)
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "_loop", None) is None or self._closed or self._generation != process_generation():
+            return
+        self._closed = True
+        self._pool.abandon()  # grpc closes the sockets with the channels
+        _warn(f"unclosed {self!r}: use 'async with' or await aclose()", ResourceWarning, stacklevel=2)
+
+    def __repr__(self) -> str:
+        targets = ", ".join(self._targets[:3]) + (", …" if len(self._targets) > 3 else "")
+        state = "closed" if self._closed else "not connected" if self._loop is None else repr(self._pool)
+        return f"<{type(self).__name__} of {targets}: {state}>"
+
+    def stats(self) -> ClientStats:
+        """Endpoints, connections, calls in flight and totals, at this moment."""
+        return ClientStats(tuple(self._pool.stats()), self._pool.waiting)
+
+    def _bind(self) -> None:
+        """Make sure that the client can be used here and now; called at the start of every call."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise errors.EventLoopError(_no_loop()) from None
+        if loop is self._loop and self._generation == process_generation() and not self._closed:
+            return
+        if self._closed:
+            raise errors.ClientClosedError("the client is closed")
+        if self._loop is None:
+            check_fork()
+            self._loop = loop
+            self._generation = process_generation()
+            return
+        check_fork(self._generation)
+        raise self._wrong_loop(self._loop)
+
+    def _wrong_loop(self, bound: asyncio.AbstractEventLoop) -> errors.EventLoopError:
+        if bound.is_closed():
+            return errors.EventLoopError(
+                "this client is bound to an event loop that is closed (a first asyncio.run() has ended?): "
+                "make the client inside the coroutine that asyncio.run() runs, or use aioserving.Client"
+            )
+        return errors.EventLoopError(
+            "this client is bound to another event loop, the one of its first call: make one client per "
+            "loop, or share an aioserving.Client, which works from every thread"
+        )
+
+    def _open_transport(self, target: str) -> Transport:
+        return Transport(target, credentials=self._credentials, options=self._channel_options)
+
+    # -- calls --------------------------------------------------------------------------------------
+
+    def _deadline(self, timeout: Timeout) -> float | None:
+        return deadline_after(self._timeout if timeout is DEFAULT else timeout)
+
+    def _own_deadline(self) -> float | None:
+        """A deadline from now on by the client's own setting, whatever scope the caller is in."""
+        return None if self._timeout is None else asyncio.get_running_loop().time() + self._timeout
+
+    def _endpoints(self, target: str | None) -> list[Endpoint]:
+        if target is None:
+            return self._pool.endpoints
+        found = [endpoint for endpoint in self._pool.endpoints if endpoint.target == target]
+        if not found:
+            raise ValueError(f"target {target!r} is none of this client's: {', '.join(self._targets)}")
+        return found
+
+    async def _call(
+        self,
+        method: str,
+        request: bytes,
+        deadline: float | None,
+        model: str | None,
+        metadata: Metadata,
+        endpoint: Endpoint | None = None,
+    ) -> tuple[bytes, str]:
+        """Send `request` over the pool; gives the response and the target that it came from."""
+        pool = self._pool
+        timeout = remaining(deadline)
+        if timeout is not None and timeout <= 0:
+            raise errors.DeadlineExceededError(
+                "the deadline had passed before the call was sent", model=model, method=_short(method)
+            )
+        connection = pool.try_acquire(endpoint)
+        if connection is None:
+            try:
+                connection = await pool.acquire(timeout, endpoint)
+            except errors.RPCError as error:
+                error.model, error.method = model, _short(method)
+                raise
+            timeout = remaining(deadline)
+        failure: BaseException | None = None
+        try:
+            transport = connection.transport or connection.open()
+            if metadata:
+                metadata = (*self._metadata, *metadata)
+            response = await transport.call(method, request, timeout, metadata or self._metadata)
+        except errors.RPCError as error:
+            failure = error
+            error.model = model
+            raise
+        finally:
+            pool.release(connection, failure)
+        return response, connection.endpoint.target
+
+    @overload
+    async def predict(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        output_filter: Sequence[str] | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> PredictResult: ...
+
+    @overload
+    async def predict(
+        self,
+        model: Message | View,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> PredictResult: ...
+
+    async def predict(
+        self,
+        model: str | Message | View,
+        inputs: Inputs | None = None,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        output_filter: Sequence[str] | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> PredictResult:
+        """Run a model on `inputs`.
+
+        Inputs are checked against the signature before anything is sent: names, dtypes and shapes. The
+        signature is fetched once per model, version and signature, and again when the server's answers
+        come from another version.
+
+        Args:
+            model: name of the model; or a ready PredictRequest, which is sent as it is.
+            inputs: arrays (or lists, scalars, strings) by input name; or the one value of a signature
+                with a single input. Arrays are cast only where numpy calls it ``same_kind``; lists and
+                scalars take the signature's dtype.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            signature_name: key of the signature; ``serving_default`` if not given.
+            output_filter: names of the outputs to return; all if not given.
+            timeout: seconds until the call fails; the client's own setting if not given, None for no
+                limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
+            validate: False sends `inputs`, a mapping, as they are, and asks for no metadata.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            Arrays by output name, read-only; `PredictResult.model_spec` tells the version.
+
+        Raises:
+            InvalidInputError: `inputs` do not fit the signature.
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            SignatureNotFoundError: the model has no such signature.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            DecodeError: the answer is no PredictResponse.
+            RPCError: any other gRPC status; see `aioserving.errors`.
+        """
+        self._bind()
+        deadline = self._deadline(timeout)
+        if not isinstance(model, str):
+            return await self._predict_message(model, inputs, deadline, metadata)
+        plan = self._plan(model, version, version_label, signature_name)
+        return await self._predict(plan, inputs, output_filter, deadline, validate, metadata)
+
+    def _plan(
+        self, model: str, version: int | None, version_label: str | None, signature_name: str | None
+    ) -> _Plan:
+        key = (model, version, version_label, signature_name)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = _Plan(*key)
+        return plan
+
+    async def _predict(
+        self,
+        plan: _Plan,
+        inputs: Any,
+        output_filter: Sequence[str] | None,
+        deadline: float | None,
+        validate: bool,
+        metadata: Metadata,
+    ) -> PredictResult:
+        if isinstance(output_filter, str):
+            output_filter = (output_filter,)
+        if validate:
+            signature = plan.signature
+            if signature is None:
+                signature = await self._learn(plan, deadline)
+            try:
+                arrays = signature.prepare(inputs)
+                if output_filter:
+                    signature.check_outputs(output_filter)
+            except errors.InvalidInputError:
+                # The signature may be an old version's: believe a refusal only if it is fresh.
+                newer = await self._learn_again(plan, deadline)
+                if newer is None:
+                    raise
+                arrays = newer.prepare(inputs)
+                if output_filter:
+                    newer.check_outputs(output_filter)
+        else:
+            arrays = _unchecked(plan.model, inputs)
+        request = encode_predict_request(
+            arrays, model_spec=plan.model_spec, output_filter=output_filter or ()
+        )
+        response, endpoint = await self._call(_PREDICT, request, deadline, plan.model, metadata)
+        try:
+            outputs, model_spec = decode_predict_response(response)
+            if model_spec != plan.seen_spec:
+                plan.seen_spec = model_spec
+                version = decode_model_spec(model_spec)[1]
+                if version != plan.version and plan.selector[0] is None:
+                    plan.signature = None
+        except errors.DecodeError as error:
+            raise _undecodable(error, "Predict", plan.model, endpoint) from error
+        return PredictResult(outputs, model_spec, response)
+
+    async def _predict_message(
+        self, request: Any, inputs: object, deadline: float | None, metadata: Metadata
+    ) -> PredictResult:
+        message = getattr(request, "pb", request)
+        full_name = getattr(getattr(message, "DESCRIPTOR", None), "full_name", None)
+        if full_name != "tensorflow.serving.PredictRequest":
+            raise TypeError(f"model must be a name or a PredictRequest, got {type(request).__name__}")
+        if inputs is not None:
+            raise TypeError("a PredictRequest carries its own inputs; give nothing beside it")
+        model = message.model_spec.name
+        response, endpoint = await self._call(
+            _PREDICT, message.SerializeToString(), deadline, model or None, metadata
+        )
+        try:
+            outputs, model_spec = decode_predict_response(response)
+        except errors.DecodeError as error:
+            raise _undecodable(error, "Predict", model, endpoint) from error
+        return PredictResult(outputs, model_spec, response)
+
+    async def _learn(self, plan: _Plan, deadline: float | None) -> Signature:
+        """Fetch the plan's signature; calls at the same time share one request."""
+        task = plan.fetching
+        if task is None:
+            version, version_label, _ = plan.selector
+            # Not under the first caller's deadline or cancel scope: others wait for it too.
+            task = asyncio.get_running_loop().create_task(
+                self._fetch_metadata(plan.model, version, version_label, self._own_deadline(), ())
+            )
+            plan.fetching = task
+            task.add_done_callback(lambda _: setattr(plan, "fetching", None))
+        timeout = remaining(deadline)
+        if timeout is None or timeout > 0:
+            await asyncio.wait((task,), timeout=timeout)
+        if not task.done():
+            raise errors.DeadlineExceededError(
+                "the deadline passed while the signature was being fetched",
+                model=plan.model,
+                method="GetModelMetadata",
+            )
+        if task.cancelled():
+            raise errors.ClientClosedError("the client was closed while the signature was being fetched")
+        try:
+            metadata = task.result()
+        except errors.RPCError as error:
+            raise type(error)(
+                error.details,
+                code=error.code,
+                model=error.model,
+                endpoint=error.endpoint,
+                method=error.method,
+            ) from error  # a copy: one exception raised in several tasks would grow every traceback
+        plan.version = metadata.version
+        plan.fetched_at = asyncio.get_running_loop().time()
+        plan.signature = metadata.signature(plan.selector[2])
+        return plan.signature
+
+    async def _learn_again(self, plan: _Plan, deadline: float | None) -> Signature | None:
+        """The signature if the server's is another one by now, else None."""
+        if asyncio.get_running_loop().time() - plan.fetched_at < _BELIEVE:
+            return None
+        before = plan.signature
+        try:
+            after = await self._learn(plan, deadline)
+        except errors.RPCError:
+            return None  # the refusal at hand says more
+        return None if after == before else after
+
+    async def get_model_metadata(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ModelMetadata:
+        """Ask the server for a model's signatures.
+
+        Args:
+            model: name of the model.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            The signatures with their inputs' and outputs' names, dtypes and shapes.
+
+        Raises:
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            RPCError: any other gRPC status.
+        """
+        self._bind()
+        _Plan(model, version, version_label, None)  # checks the arguments
+        return await self._fetch_metadata(model, version, version_label, self._deadline(timeout), metadata)
+
+    async def _fetch_metadata(
+        self,
+        model: str,
+        version: int | None,
+        version_label: str | None,
+        deadline: float | None,
+        metadata: Metadata,
+    ) -> ModelMetadata:
+        request = GetModelMetadataRequest(
+            model_spec=_model_spec(model, version, version_label), metadata_field=["signature_def"]
+        )
+        try:
+            response, endpoint = await self._call(
+                _GET_MODEL_METADATA, request.to_bytes(), deadline, model, metadata
+            )
+        except errors.UnimplementedError as error:
+            error.details += "; this server tells no signatures: call predict with validate=False"
+            raise
+        try:
+            return ModelMetadata.from_response(response)
+        except errors.DecodeError as error:
+            raise _undecodable(error, "GetModelMetadata", model, endpoint) from error
+
+    async def get_model_status(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        target: str | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ModelStatus:
+        """Ask a server which versions of a model it has seen, and how each is.
+
+        Versions that were unloaded stay in the list, as ``END``. (The server ignores a version label
+        here, so there is no such argument.)
+
+        Args:
+            model: name of the model.
+            version: ask for this version only.
+            target: which of the client's targets to ask; any one if not given.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            A sequence, highest version first, of `VersionStatus`: ``version``, ``state``, ``error``.
+
+        Raises:
+            ModelNotFoundError: the server never saw such a model, or (`VersionNotFoundError`) version.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            RPCError: any other gRPC status.
+        """
+        self._bind()
+        endpoint = None if target is None else self._endpoints(target)[0]
+        return await self._get_status(model, version, self._deadline(timeout), metadata, endpoint)
+
+    async def _get_status(
+        self,
+        model: str,
+        version: int | None,
+        deadline: float | None,
+        metadata: Metadata,
+        endpoint: Endpoint | None,
+    ) -> ModelStatus:
+        request = GetModelStatusRequest(model_spec=_model_spec(model, version, None))
+        response, target = await self._call(
+            _GET_MODEL_STATUS, request.to_bytes(), deadline, model, metadata, endpoint
+        )
+        try:
+            return ModelStatus.from_response(model, response)
+        except errors.DecodeError as error:
+            raise _undecodable(error, "GetModelStatus", model, target) from error
+
+    async def wait_until_available(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> VersionStatus:
+        """Wait until a version of `model` can serve, on every one of the client's targets.
+
+        Waits for the servers themselves to come up, too.
+
+        Args:
+            model: name of the model.
+            version: the version to wait for; any if not given.
+            timeout: seconds to wait; the client's own setting if not given.
+            metadata: gRPC metadata of the calls.
+
+        Returns:
+            The status of the version that is available, the highest if there are several.
+
+        Raises:
+            DeadlineExceededError: not available in time; the message tells the last state seen.
+            FailedPreconditionError: loading it failed, so that waiting longer is no use; the message
+                tells why it failed.
+        """
+        self._bind()
+        deadline = self._deadline(timeout)
+        found = [
+            await self._wait_until_available(model, version, deadline, metadata, endpoint)
+            for endpoint in self._pool.endpoints
+        ]
+        return min(found, key=lambda status: status.version)
+
+    async def _wait_until_available(
+        self,
+        model: str,
+        version: int | None,
+        deadline: float | None,
+        metadata: Metadata,
+        endpoint: Endpoint,
+    ) -> VersionStatus:
+        loop = asyncio.get_running_loop()
+        what = f"{model!r}" if version is None else f"version {version} of {model!r}"
+        last_seen = "no answer yet"
+        pause = 0.02
+        while True:
+            patience = loop.time() + 5.0  # one unanswered question must not take up the whole wait
+            try:
+                status = await self._get_status(
+                    model,
+                    version,
+                    patience if deadline is None else min(patience, deadline),
+                    metadata,
+                    endpoint,
+                )
+                if status.available:
+                    return status.available[0]
+                last_seen = str(status)
+                if status.failed and all(item.ended for item in status):
+                    raise errors.FailedPreconditionError(
+                        f"{what} failed to load: {status}",
+                        model=model,
+                        endpoint=endpoint.target,
+                        method="GetModelStatus",
+                    )
+            except errors.NotFoundError:
+                last_seen = "the server does not know it"
+            except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+                last_seen = error.details
+            left = remaining(deadline)
+            if left is not None and left <= pause:
+                raise errors.DeadlineExceededError(
+                    f"{what} did not become available in time; last seen: {last_seen}",
+                    model=model,
+                    endpoint=endpoint.target,
+                    method="GetModelStatus",
+                )
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+
+    async def reload_config(
+        self,
+        config: ModelConfigs,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> None:
+        """Replace the list of models that a server serves.
+
+        The new list replaces the old one: models that it leaves out are unloaded. The call returns when
+        every newly named model has a version available; of changes to models that were there before
+        (a version policy) it returns at once: follow it with `wait_until_available`. Labels can only
+        point at versions that are available already.
+
+        A base path that does not exist, or has no version in it, blocks the server's reloads for good;
+        only this call's wait ends with its deadline.
+
+        With several endpoints it is sent to every one of them, one after the other.
+
+        Args:
+            config: the models: `ModelConfig`s, dicts of their fields, or a `ModelServerConfig`.
+                A model without a platform gets ``"tensorflow"`` (the server would keep a config without
+                one and refuse every later reload).
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of the call.
+
+        Raises:
+            InvalidArgumentError: the server refuses the configuration.
+            FailedPreconditionError: a label points at a version that is not available.
+            UnknownError: models that were added failed to load; the message says which and why.
+            DeadlineExceededError: models were not available in time; the server goes on loading them.
+            RPCError: any other gRPC status.
+        """
+        self._bind()
+        request = _reload_request(config).to_bytes()
+        deadline = self._deadline(timeout)
+        for endpoint in self._pool.endpoints:
+            await self._call(_RELOAD_CONFIG, request, deadline, None, metadata, endpoint)
+
+    def model(
+        self,
+        name: str,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+    ) -> Model:
+        """A handle bound to one model, with the same methods less the arguments that it fixes.
+
+        Args:
+            name: name of the model.
+            version: version number that the handle's calls ask for.
+            version_label: label that they ask for.
+            signature_name: signature that they use.
+        """
+        return Model(self, self._plan(name, version, version_label, signature_name))
+
+
+class Model:
+    """One model as an `AsyncClient` sees it: its methods with the model's name and version filled in.
+
+    Made by `AsyncClient.model`; light, and valid as long as its client is.
+    """
+
+    __slots__ = ("_client", "_plan")
+
+    def __init__(self, client: AsyncClient, plan: _Plan) -> None:
+        self._client = client
+        self._plan = plan
+
+    def __repr__(self) -> str:
+        version, version_label, signature_name = self._plan.selector
+        parts = (
+            ("version", version),
+            ("version_label", version_label),
+            ("signature_name", signature_name),
+        )
+        given = "".join(f", {name}={value!r}" for name, value in parts if value is not None)
+        return f"<Model {self._plan.model!r}{given} of {self._client!r}>"
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self._plan.model
+
+    async def predict(
+        self,
+        inputs: Inputs,
+        *,
+        output_filter: Sequence[str] | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> PredictResult:
+        """Run the model on `inputs`; see `AsyncClient.predict`."""
+        client = self._client
+        client._bind()
+        return await client._predict(
+            self._plan, inputs, output_filter, client._deadline(timeout), validate, metadata
+        )
+
+    async def get_model_metadata(
+        self, *, timeout: Timeout = DEFAULT, metadata: Metadata = ()
+    ) -> ModelMetadata:
+        """Ask the server for the model's signatures; see `AsyncClient.get_model_metadata`."""
+        version, version_label, _ = self._plan.selector
+        return await self._client.get_model_metadata(
+            self._plan.model,
+            version=version,
+            version_label=version_label,
+            timeout=timeout,
+            metadata=metadata,
+        )
+
+    async def get_model_status(
+        self,
+        *,
+        target: str | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ModelStatus:
+        """Ask a server how the model's versions are; see `AsyncClient.get_model_status`."""
+        return await self._client.get_model_status(
+            self._plan.model,
+            version=self._plan.selector[0],
+            target=target,
+            timeout=timeout,
+            metadata=metadata,
+        )
+
+    async def wait_until_available(
+        self, *, timeout: Timeout = DEFAULT, metadata: Metadata = ()
+    ) -> VersionStatus:
+        """Wait until the model can serve; see `AsyncClient.wait_until_available`."""
+        return await self._client.wait_until_available(
+            self._plan.model, version=self._plan.selector[0], timeout=timeout, metadata=metadata
+        )
+
+
+def _short(method: str) -> str:
+    return method.rpartition("/")[2]
+
+
+def _model_spec(model: str, version: int | None, version_label: str | None) -> dict[str, Any]:
+    spec: dict[str, Any] = {"name": model}
+    if version is not None:
+        spec["version"] = version
+    if version_label is not None:
+        spec["version_label"] = version_label
+    return spec
+
+
+def _undecodable(error: errors.DecodeError, method: str, model: str, target: str) -> errors.DecodeError:
+    return errors.DecodeError(
+        f"{method} of model {model!r} at {target} answered what cannot be read: {error}"
+    )
+
+
+def _unchecked(model: str, inputs: Any) -> dict[str, Array]:
+    if not isinstance(inputs, Mapping):
+        raise errors.InvalidInputError(
+            f"with validate=False inputs must be a mapping from input names to values, "
+            f"got {type(inputs).__name__}: without the signature their names are not known",
+            model=model,
+            method="Predict",
+        )
+    return {name: np.asarray(value) for name, value in inputs.items()}
+
+
+def _reload_request(config: ModelConfigs) -> ReloadConfigRequest:
+    message = getattr(config, "pb", config)
+    full_name = getattr(getattr(message, "DESCRIPTOR", None), "full_name", None)
+    request = ReloadConfigRequest()
+    if full_name == "tensorflow.serving.ModelServerConfig":
+        request.config = ModelServerConfig(message)
+    elif full_name is not None or isinstance(config, (str, bytes, Mapping)):
+        raise TypeError(
+            f"config must be a list of ModelConfig or a ModelServerConfig, got {type(config).__name__}"
+        )
+    else:
+        request.config = ModelServerConfig(
+            model_config_list=[ModelConfig(item) for item in config]  # type: ignore[union-attr]
+        )
+    if request.pb.config.WhichOneof("config") == "model_config_list":
+        for model_config in request.pb.config.model_config_list.config:
+            if not model_config.model_platform and not model_config.model_type:
+                model_config.model_platform = _PLATFORM
+    return request
+
+
+def _checked_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
+    given = (targets,) if isinstance(targets, str) else tuple(targets)
+    if not given:
+        raise ValueError("at least one target is needed, such as '127.0.0.1:8500'")
+    for target in given:
+        if not isinstance(target, str) or not target.strip():
+            raise ValueError(f"a target is a string such as '127.0.0.1:8500', got {target!r}")
+        scheme, separator, rest = target.partition("://")
+        if separator and scheme in ("http", "https", "grpc", "grpcs", "tcp"):
+            raise ValueError(
+                f"a gRPC target has no {scheme!r} scheme: write {rest.rstrip('/')!r}, not {target!r}"
+            )
+        if not target.startswith(("unix:", "unix-abstract:", "xds:")):
+            port = target.rpartition(":")[2]
+            if not port.isdecimal() or not 0 < int(port) < 65536 or target.rpartition(":")[0] == "":
+                raise ValueError(
+                    f"target {target!r} has no port: TensorFlow Serving's gRPC port is usually 8500, so "
+                    f"perhaps {target.rstrip('/:')!r} + ':8500'"
+                )
+    if len(set(given)) != len(given):
+        raise ValueError(f"a target is named twice in {', '.join(given)}")
+    return given
+
+
+def _no_loop() -> str:
+    trio = sys.modules.get("trio")
+    try:
+        in_trio = trio is not None and trio.lowlevel.in_trio_run()
+    except AttributeError:
+        in_trio = False
+    if in_trio:
+        return "aioserving runs on asyncio, because grpc.aio does; it cannot be used under trio"
+    return "no event loop is running: call this from a coroutine, or use aioserving.Client in plain code"
