@@ -445,9 +445,10 @@ def _data_type(dtype: Any) -> DataType:
     if isinstance(dtype, int):
         return type_info(dtype).data_type
     try:
-        return data_type_of(np.dtype(dtype))
+        numpy_type = np.dtype(dtype)
     except TypeError:
         raise UnsupportedTypeError(f"{dtype!r} is not the name of a dtype") from None
+    return data_type_of(numpy_type)
 
 
 def _declare(info: Any, tensor: str, data_type: DataType, shape: Sequence[int | None] | None) -> None:
@@ -491,12 +492,15 @@ def _converted(value: Any, dtype: np.dtype[Any]) -> Array:
     array = np.asarray(value)
     if array.dtype == dtype:
         return array
+    if array.dtype.kind in "iu" and dtype.kind in "iu":
+        as_declared = array.astype(dtype)
+        if not np.array_equal(as_declared, array):
+            raise TypeError(f"is declared {dtype}, and has values beyond it")
+        return as_declared
     if not np.can_cast(array.dtype, dtype, "same_kind"):
-        as_integers = array.astype(dtype) if array.dtype.kind in "iu" and dtype.kind in "iu" else None
-        if as_integers is None or not np.array_equal(as_integers, array):
-            raise TypeError(f"is declared {dtype}, and cannot hold {array.dtype}")
-        return as_integers
-    return array.astype(dtype)
+        raise TypeError(f"is declared {dtype}, and cannot hold {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
 
 
 class _Loop:
