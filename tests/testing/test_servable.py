@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aioserving import dtypes
 from aioserving.dtypes import DataType
 from aioserving.errors import UnsupportedTypeError
 from aioserving.testing.servable import (
@@ -183,7 +184,7 @@ def test_quantized_inputs_arrive_as_integers() -> None:
     """A function sees the raw integers of a quantized tensor, and its own become one again."""
     seen: list[np.ndarray] = []
 
-    def function(x: np.ndarray) -> np.ndarray:
+    def function(x: np.ndarray) -> Any:
         seen.append(x)
         return x + x.dtype.type(1)
 
@@ -482,7 +483,7 @@ def test_bfloat16_needs_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         assert servable.signatures["serving_default"].inputs["x"].dtype == DataType.DT_BFLOAT16
         monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-        monkeypatch.setattr("aioserving.dtypes._numpy_dtypes", {})
+        monkeypatch.delitem(dtypes._numpy_dtypes, DataType.DT_BFLOAT16, raising=False)
     with pytest.raises(UnsupportedTypeError, match="ml_dtypes"):
         CallableServable(lambda x: x, inputs={"x": ("bfloat16", ())}, outputs={"y": ("bfloat16", ())})
 
