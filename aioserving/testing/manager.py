@@ -421,6 +421,9 @@ class ModelManager:
         try:
             for name in sorted(old_names - names):
                 self._aspire(name, {})
+            # Noted at once: a reload that names such a model again soon must find it unwanted, so that it
+            # is loaded anew.
+            self._take_pending()
             self._sources = new
             self._poll_now.set()
             await self._until_available("model", sorted(names - old_names), log)

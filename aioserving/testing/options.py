@@ -34,6 +34,7 @@ __all__ = [
     "read_text_proto",
     "to_flags",
     "usage",
+    "with_flags",
 ]
 
 _T = TypeVar("_T")
@@ -201,6 +202,19 @@ def parse(arguments: Sequence[str]) -> tuple[ServerOptions, list[str]]:
         if name in IGNORED_FLAGS or name in _WITHOUT_EFFECT:
             warnings.append(f"--{name} has no effect on the testing server")
     return ServerOptions(**values), warnings
+
+
+def with_flags(options: ServerOptions, flags: Mapping[str, Any], taker: str) -> ServerOptions:
+    """`options` with some fields changed, given as further keyword arguments of a class `taker`.
+
+    Raises:
+        TypeError: there is no such field; the message names the nearest one.
+    """
+    for name in flags:
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(name, _FIELDS, n=1, cutoff=0.0)[0]
+            raise TypeError(f"{taker} has no argument {name!r}, and no flag is called so; near it: {near!r}")
+    return dataclasses.replace(options, **flags)
 
 
 def to_flags(options: ServerOptions) -> list[str]:

@@ -16,8 +16,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
-import dataclasses
-import difflib
 import functools
 import logging
 import os
@@ -31,7 +29,7 @@ import grpc.aio
 from aioserving._proto import message_class
 from aioserving.testing import inference
 from aioserving.testing.manager import CallableRegistry, Loader, ModelManager
-from aioserving.testing.options import ServerOptions, parse_text_proto, read_text_proto
+from aioserving.testing.options import ServerOptions, parse_text_proto, read_text_proto, with_flags
 from aioserving.testing.rules import PLATFORM
 from aioserving.testing.status import StatusCode, StatusError, truncate
 
@@ -159,7 +157,7 @@ class ModelServer:
         options: ServerOptions | None = None,
         **flags: Any,
     ) -> None:
-        self.options = _with_flags(options or ServerOptions(max_num_load_retries=0), flags)
+        self.options = with_flags(options or ServerOptions(max_num_load_retries=0), flags, "ModelServer")
         self.calls = Calls()
         self.host = host
         self.port = port
@@ -754,15 +752,6 @@ def _model_server_config(config: Any) -> Any:
 
 def _add_config(config: Any, name: str, base_path: str) -> Any:
     return config.model_config_list.config.add(name=name, base_path=base_path, model_platform=PLATFORM)
-
-
-def _with_flags(options: ServerOptions, flags: Mapping[str, Any]) -> ServerOptions:
-    known = [field.name for field in dataclasses.fields(ServerOptions)]
-    for name in flags:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise TypeError(f"ModelServer has no argument {name!r}; the nearest is {near!r}")
-    return dataclasses.replace(options, **flags)
 
 
 def _ssl_credentials(path: str) -> grpc.ServerCredentials:

@@ -360,6 +360,24 @@ async def test_reload_adds_and_removes(world: World) -> None:
     assert world.loads == ["a/1", "b/1", "a/1"]
 
 
+async def test_model_named_again_while_it_goes(world: World) -> None:
+    """A reload that brings back a model whose old version is still going takes its end for an answer.
+
+    So does the real server, whose reloads do not wait for unloads; the model is loaded all the same.
+    """
+    world.make("a/1", "b/1")
+    await started(world, "a", "b")
+    first = asyncio.ensure_future(world.manager.reload(world.config("a")))
+    assert await refused(world.reload("a", "b")) == (
+        StatusCode.UNKNOWN,
+        "1 model(s) did not become available: {{{name: b version: 1}}, }",
+    )
+    await first
+    await world.clock.advance(1)
+    assert world.serves("b") == "b/1"
+    assert sorted(world.loads) == ["a/1", "b/1", "b/1"]
+
+
 async def test_reload_does_not_wait_for_known_models(world: World) -> None:
     """A new policy for a configured model is answered at once, and carried out in steps of 100 ms."""
     world.make("a/1", "a/2", "a/3")
