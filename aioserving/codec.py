@@ -448,17 +448,21 @@ def decode_predict_response(data: bytes) -> tuple[dict[str, np.ndarray], bytes]:
         DecodeError: the bytes are no PredictResponse, or hold a tensor that the C++ runtime refuses.
         UnsupportedTypeError: a tensor's type has no numpy counterpart, or needs `ml_dtypes`.
     """
-    outputs: dict[str, np.ndarray] = {}
+    tensors: dict[str, tuple[bytes, int, int]] = {}
     spec: bytes | bytearray | None = None
     for tag, start, stop in fields(data, 0, len(data)):
         if tag == _RESPONSE_OUTPUTS:
-            name, body, body_start, body_stop = _entry(data, start, stop)
-            try:
-                outputs[name] = _tensor(body, body_start, body_stop)
-            except (DecodeError, UnsupportedTypeError) as error:
-                raise type(error)(f"output {name!r}: {error}") from None
+            name, span = _entry(data, start, stop)
+            tensors[name] = span
         elif tag == _RESPONSE_SPEC:
             spec = _merged(spec, data[start:stop])
+    outputs: dict[str, np.ndarray] = {}
+    # Not before all is read: of a name met twice only the last tensor counts, the first may be anything.
+    for name, (body, start, stop) in tensors.items():
+        try:
+            outputs[name] = _tensor(body, start, stop)
+        except (DecodeError, UnsupportedTypeError) as error:
+            raise type(error)(f"output {name!r}: {error}") from None
     return outputs, bytes(spec or b"")
 
 
@@ -476,8 +480,8 @@ def decode_predict_request(data: bytes) -> PredictRequestParts:
         if tag == _REQUEST_SPEC:
             spec = _merged(spec, data[start:stop])
         elif tag == _REQUEST_INPUTS:
-            name, body, body_start, body_stop = _entry(data, start, stop)
-            inputs[name] = (view if body is data else memoryview(body))[body_start:body_stop]
+            name, (body, first, last) = _entry(data, start, stop)
+            inputs[name] = (view if body is data else memoryview(body))[first:last]
         elif tag == _REQUEST_FILTER:
             output_filter.append(_utf8(data, start, stop))
     return PredictRequestParts(None if spec is None else bytes(spec), inputs, output_filter)
@@ -495,7 +499,7 @@ def decode_tensor(data: bytes | memoryview) -> np.ndarray:
     return _tensor(data, 0, len(data))
 
 
-def _entry(data: bytes, start: int, stop: int) -> tuple[str, bytes, int, int]:
+def _entry(data: bytes, start: int, stop: int) -> tuple[str, tuple[bytes, int, int]]:
     """A map entry's key, and where its value is: a buffer and a range in it."""
     key = ""
     value = 0, 0
@@ -508,8 +512,8 @@ def _entry(data: bytes, start: int, stop: int) -> tuple[str, bytes, int, int]:
                 several = _merged(several or data[value[0] : value[1]], data[first:last])
             value = first, last
     if several is not None:
-        return key, bytes(several), 0, len(several)
-    return key, data, *value
+        return key, (bytes(several), 0, len(several))
+    return key, (data, *value)
 
 
 def _merged(found: bytes | bytearray | None, body: Buffer) -> bytes | bytearray:
