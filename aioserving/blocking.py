@@ -19,8 +19,6 @@ from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from anyio.from_thread import BlockingPortal, BlockingPortalProvider
-
 from aioserving import errors
 from aioserving._types import DEFAULT, Inputs, Metadata, Timeout
 from aioserving.client import AsyncClient, ClientStats, Model, ModelConfigs
@@ -32,6 +30,7 @@ from aioserving.status import ModelStatus, VersionStatus
 from aioserving.transport import ChannelOptions, check_fork, process_generation
 
 if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal, BlockingPortalProvider
     from google.protobuf.message import Message
     from typing_extensions import Self
 
@@ -41,7 +40,19 @@ __all__ = ["BlockingModel", "Client"]
 
 T = TypeVar("T")
 
-_provider = BlockingPortalProvider()
+_provider: BlockingPortalProvider | None = None
+_provider_lock = threading.Lock()
+
+
+def _shared_loop() -> BlockingPortalProvider:
+    """The one provider of this process; entering it gives the portal of the shared loop's thread."""
+    global _provider
+    with _provider_lock:
+        if _provider is None:
+            from anyio.from_thread import BlockingPortalProvider
+
+            _provider = BlockingPortalProvider()
+        return _provider
 
 
 class Client:
@@ -134,7 +145,7 @@ class Client:
         try:
             self._call(self._client.aclose(grace))
         finally:
-            _provider.__exit__(None, None, None)
+            _shared_loop().__exit__(None, None, None)
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "_portal", None) is None or self._generation != process_generation():
@@ -159,11 +170,12 @@ class Client:
                 raise errors.ClientClosedError("the client is closed")
             if self._loop is None:
                 check_fork()
-                portal = _provider.__enter__()
+                provider = _shared_loop()
+                portal = provider.__enter__()
                 try:
                     self._loop, self._loop_thread = portal.call(_loop_and_thread)
                 except BaseException:
-                    _provider.__exit__(None, None, None)
+                    provider.__exit__(None, None, None)
                     raise
                 self._portal = portal
                 self._generation = process_generation()
@@ -186,7 +198,7 @@ class Client:
         assert loop is not None
         if threading.get_ident() == self._loop_thread:
             raise errors.EventLoopError(
-                "a blocking Client was called on the thread of its own event loop, which would wait for itself"
+                "a blocking Client was called on the thread of its own event loop, and would wait for itself"
             )
         call = _Call(coroutine)
         loop.call_soon_threadsafe(call.start, loop)

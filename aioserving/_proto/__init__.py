@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import builtins
 import importlib
-import importlib.resources
 import sys
 import threading
 import types
@@ -275,6 +274,8 @@ def _from_descriptor_set(name: str) -> types.ModuleType:
 
 
 def _add_descriptor_set(pool: Any) -> None:
+    import importlib.resources
+
     from google.protobuf import descriptor_pb2
 
     data = importlib.resources.files(__name__).joinpath(DESCRIPTOR_SET).read_bytes()
