@@ -323,7 +323,12 @@ class ModelManager:
         Raises:
             StatusError: the configuration is not legal, or a new model cannot be loaded.
         """
-        await asyncio.shield(self._spawn(self._reload(config), "reload"))
+        task = self._spawn(self._reload(config), "reload")
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_outcome)  # the caller is gone; whoever reads the log may want to know
+            raise
 
     async def close(self) -> None:
         """Stop polling and managing, and close every servable; a second time does nothing."""
@@ -585,6 +590,7 @@ class ModelManager:
             managed.phase = Phase.READY
             self._serving.setdefault(managed.id.name, {})[managed.id.version] = managed
             self._publish(managed.id, State.AVAILABLE)
+            logger.info("loaded %s", managed.id)
         else:
             managed.phase = Phase.ERROR
             logger.error("%s cannot be loaded: %s", managed.id, error)
@@ -621,6 +627,7 @@ class ModelManager:
         await self._close_servable(managed)
         managed.phase = Phase.DISABLED
         self._publish(managed.id, State.END)
+        logger.info("unloaded %s", managed.id)
         self._work.set()
 
     async def _close_servable(self, managed: _Managed) -> None:
@@ -646,18 +653,20 @@ class ModelManager:
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Whoever awaited the task has it too; a reload whose client is gone has only the log.
-            level = logging.INFO if isinstance(error, StatusError) else logging.ERROR
-            logger.log(
-                level, "%s: %s", task.get_name(), error, exc_info=None if level == logging.INFO else error
-            )
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, StatusError):  # those go to whoever awaits the task
+            logger.error("%s failed", task.get_name(), exc_info=error)
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         if self._threads is None:
             workers = 4 * (os.cpu_count() or 1)
             self._threads = ThreadPoolExecutor(workers, "aioserving.testing load")
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _log_outcome(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("reload failed, after its caller was gone: %s", error)
 
 
 def _snapshots(versions: Mapping[int, _Managed]) -> list[Snapshot]:

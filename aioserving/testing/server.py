@@ -549,7 +549,11 @@ class ModelServer:
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. "
                 "Only ModelConfigList is currently supported",
             )
-        await self.manager.reload(parsed.config)
+        try:
+            await self.manager.reload(parsed.config)
+        except StatusError as error:
+            logger.error("reload failed: %s", error)
+            raise
         response: Any = message_class("tensorflow.serving.ReloadConfigResponse")()
         response.status.SetInParent()
         # The real server keeps TensorFlow's metrics, of which a reload hardly moves any: 0 is its answer
