@@ -91,6 +91,10 @@ from aioserving.messages._structures import (
 )
 from aioserving.messages._view import DictView, Field, ListView, View
 
+for _class in (Code, DictView, Field, ListView, Map, ModelType, Repeated, View):
+    _class.__module__ = __name__
+del _class
+
 __all__ = [
     "AnyMessage",
     "BoundedTensorSpecProto",

@@ -35,7 +35,7 @@ SHOWN = 6
 
 def read_only(label: str) -> TypeError:
     """The error for changing a container that belongs to a response."""
-    return TypeError(f"{label} is part of a response, so it is read-only; take a copy(), or change .pb")
+    return TypeError(f"{label} is read-only, as everything in a response is; change a copy(), or .pb")
 
 
 class ListMethods(MutableSequence[T], Generic[T, G]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aioserving.errors import DecodeError
@@ -23,7 +22,8 @@ def to_text(view: View, path: str | os.PathLike[str] | None) -> str:
 
     text: str = text_format.MessageToString(view.pb, as_utf8=True)
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
     return text
 
 
@@ -97,7 +97,8 @@ def _is_file_name(source: str) -> bool:
 
 
 def _read(path: str | os.PathLike[str]) -> str:
-    return _decode(Path(path).read_bytes(), os.fspath(path))
+    with open(path, "rb") as file:
+        return _decode(file.read(), os.fspath(path))
 
 
 def _decode(data: bytes, name: str) -> str:

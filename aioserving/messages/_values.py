@@ -383,7 +383,7 @@ class ViewElement(Composite):
         return self.view_class._of(raw, True)._plain()
 
     def show(self, raw: Any, depth: int) -> str:
-        return self.view_class._of(raw, True)._show(depth)
+        return self.view_class._of(raw, True)._show_inside(depth)
 
     def prepare(self, value: Any, where: Where, key: object = NO_KEY) -> Any:
         raw = getattr(value, "pb", value)

@@ -16,34 +16,21 @@ The annotations are for editors and type checkers alone, which take constructors
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import threading
 import types
 from collections.abc import Callable, Iterable, Mapping
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aioserving import _proto
 from aioserving.errors import DecodeError
-from aioserving.messages import _formats, _show
-from aioserving.messages._containers import (
-    DictMethods,
-    G,
-    K,
-    ListMethods,
-    Map,
-    Repeated,
-    T,
-    put,
-    show_dict,
-    show_list,
-)
+from aioserving.messages import _formats
+from aioserving.messages._containers import DictMethods, G, K, ListMethods, T
+from aioserving.messages._fields import READ_ONLY, AbsentField, Field, bind, field
 from aioserving.messages._values import (
     NO_KEY,
     ContentElement,
     Element,
-    EnumElement,
     FlagElement,
     TensorElement,
     ViewElement,
@@ -57,11 +44,13 @@ if TYPE_CHECKING:
     import enum
     import inspect
     from os import PathLike
-    from typing import TypeAlias
+    from typing import TypeAlias, TypeVar
 
     import numpy.typing as npt
     from google.protobuf.message import Message
     from typing_extensions import Self, dataclass_transform
+
+    from aioserving.messages._containers import Map, Repeated
 
     #: What stands for a message besides a view of it.
     MessageLike: TypeAlias = Message | Mapping[str, Any]
@@ -75,340 +64,11 @@ else:
 
 __all__ = ["DictView", "Field", "ListView", "MessageLike", "View", "field"]
 
-Got = TypeVar("Got")
-Given = TypeVar("Given")
-
 #: Levels of messages that a repr opens.
 DEPTH = 3
 #: Characters of a repr.
 LENGTH = 1000
 
-
-class Field(property, Generic[Got, Given]):
-    """One attribute of a `View`: reading gives a ``Got``, setting takes a ``Given``, ``del`` clears it.
-
-    A property, because its reading is done in C then: a plain scalar costs little more than
-    protobuf's own attribute. As declared it is a name with a docstring; `View._bind` puts one of the
-    subclasses in its place, each made for one kind of field.
-    """
-
-    #: What one value of the field is.
-    element: Element
-    #: The oneof that the field belongs to, or None.
-    oneof: str | None = None
-
-    def __init__(self, doc: str = "", convert: Callable[[Any], Any] | None = None) -> None:
-        super().__init__(doc=doc)
-        self.doc, self.convert = doc, convert
-        self.name = ""
-        self.owner: type[View] = View
-
-    def __set_name__(self, owner: type[View], name: str) -> None:
-        self.owner, self.name = owner, name
-
-    @property
-    def label(self) -> str:
-        """The message and the field, for errors: ``"ModelSpec.version"``."""
-        return f"{self.owner.__qualname__}.{self.name}"
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.label}>"
-
-    if TYPE_CHECKING:
-
-        @overload  # type: ignore[override]
-        def __get__(self, view: None, owner: type) -> Field[Got, Given]: ...
-        @overload
-        def __get__(self, view: View, owner: type) -> Got: ...
-        def __get__(self, view: Any, owner: Any) -> Any: ...
-        def __set__(self, view: View, value: Given) -> None: ...
-
-
-def field(doc: str, convert: Callable[[Any], Any] | None = None) -> Any:
-    """Declare a field of a view; the annotation beside it says how it reads and what may be set.
-
-    Args:
-        doc: what the field means.
-        convert: turns what else may be set (a path) into what the field takes; raises TypeError for
-            what it does not know.
-    """
-    return Field(doc, convert)
-
-
-class _Bound(Field[Any, Any]):
-    """A field that knows its DESCRIPTOR. Its functions work on messages, `reader` on views."""
-
-    def __init__(self, declared: Field[Any, Any], descriptor: Any, element: Element) -> None:
-        name = declared.name
-        property.__init__(self, self.reader(name, element), self._set, self._delete, declared.doc)
-        self.doc, self.convert, self.name, self.owner = declared.doc, declared.convert, name, declared.owner
-        self.descriptor, self.element = descriptor, element
-        oneof = descriptor.containing_oneof
-        # protobuf makes a oneof of one for each `optional` scalar; nothing is excluded by those.
-        self.oneof = oneof.name if oneof is not None and len(oneof.fields) > 1 else None
-
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        """What reads the attribute of a view."""
-        raise NotImplementedError
-
-    def _set(self, view: View, value: Any) -> None:
-        view._assign(self.name, value)
-
-    def _delete(self, view: View) -> None:
-        view._own().ClearField(self.name)
-
-    def has(self, pb: Any) -> bool:
-        """Whether the field is set: present, not empty, or not zero, whichever applies."""
-        return bool(pb.HasField(self.name))
-
-    def assign(self, pb: Any, value: Any) -> None:
-        """Set the field of a message in use: as a whole, or not at all."""
-        raise NotImplementedError
-
-    def fill(self, pb: Any, value: Any) -> None:
-        """Set the field of a message that was just made, and is dropped should this fail."""
-        self.assign(pb, value)
-
-    def plain(self, pb: Any) -> Any:
-        """The value for `to_dict`."""
-        return self.element.plain(getattr(pb, self.name))
-
-    def show(self, pb: Any, depth: int) -> str:
-        """The value in a repr."""
-        return self.element.show(getattr(pb, self.name), depth)
-
-
-class _ScalarField(_Bound):
-    """A number, string or bool that always has a value."""
-
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        return attrgetter(f"pb.{name}")
-
-    def has(self, pb: Any) -> bool:
-        return bool(getattr(pb, self.name))
-
-    def assign(self, pb: Any, value: Any) -> None:
-        if self.convert is not None:
-            with contextlib.suppress(TypeError):
-                value = self.convert(value)
-        setattr(pb, self.name, self.element.prepare(value, self))
-
-
-class _EnumField(_ScalarField):
-    """An enum that always has a value."""
-
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        assert isinstance(element, EnumElement)
-        members, read = element.members, element.read
-
-        def get(view: View) -> enum.IntEnum:
-            number = getattr(view.pb, name)
-            try:
-                return members[number]
-            except KeyError:
-                return read(number, False)
-
-        return get
-
-
-class _OptionalField(_Bound):
-    """A scalar or enum that may be absent: None then."""
-
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        read = element.read if isinstance(element, EnumElement) else None
-
-        def get(view: View) -> Any:
-            pb = view.pb
-            value = getattr(pb, name)
-            # Only a zero needs the second look.
-            if not value and not pb.HasField(name):
-                return None
-            return value if read is None else read(value, False)
-
-        return get
-
-    def assign(self, pb: Any, value: Any) -> None:
-        if value is None:
-            pb.ClearField(self.name)
-        else:
-            setattr(pb, self.name, self.element.prepare(value, self))
-
-
-class _MessageField(_Bound):
-    """A message that reads as a view, present or not; what is set through the view makes it present."""
-
-    element: ViewElement
-
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        assert isinstance(element, ViewElement)
-        of = element.view_class._of
-
-        def get(view: View) -> View:
-            return of(getattr(view.pb, name), view._frozen)
-
-        return get
-
-    def assign(self, pb: Any, value: Any) -> None:
-        if value is None:
-            pb.ClearField(self.name)
-            return
-        prepared = self.element.prepare(value, self)
-        # Into the message that is there, so views on it stay alive. `x.list += y` ends in `x.list = x.list`.
-        inner = getattr(pb, self.name)
-        if prepared is not inner:
-            self.element.store(inner, prepared)
-        inner.SetInParent()
-
-    def fill(self, pb: Any, value: Any) -> None:
-        inner = getattr(pb, self.name)
-        self.element.fill(inner, value, self)
-        inner.SetInParent()
-
-
-class _ValueField(_Bound):
-    """A message that reads as a Python value, or None when absent: a wrapper, a tensor."""
-
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        read = element.read
-
-        def get(view: View) -> Any:
-            pb = view.pb
-            return read(getattr(pb, name), True) if pb.HasField(name) else None
-
-        if isinstance(element, ContentElement) and not isinstance(element.scalar, EnumElement):
-            inner = element.name
-
-            def get(view: View) -> Any:
-                pb = view.pb
-                return getattr(getattr(pb, name), inner) if pb.HasField(name) else None
-
-        return get
-
-    def assign(self, pb: Any, value: Any) -> None:
-        prepared = None if value is None else self.element.prepare(value, self)
-        if prepared is None:
-            pb.ClearField(self.name)
-        else:
-            inner = getattr(pb, self.name)
-            self.element.store(inner, prepared)  # type: ignore[attr-defined]  # a Composite
-            inner.SetInParent()
-
-
-class _FlagField(_ValueField):
-    """A message without fields: True when present."""
-
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        def get(view: View) -> bool:
-            return bool(view.pb.HasField(name))
-
-        return get
-
-
-class _RepeatedField(_Bound):
-    """A repeated field, which reads as a list."""
-
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        def get(view: View) -> Repeated[Any, Any]:
-            return Repeated(getattr(view.pb, name), self, view._frozen)
-
-        return get
-
-    @property
-    def numpy_name(self) -> str:
-        """The numpy dtype of the items."""
-        return _NUMPY_NAMES.get(self.descriptor.type, "object")
-
-    def has(self, pb: Any) -> bool:
-        return len(getattr(pb, self.name)) > 0
-
-    def assign(self, pb: Any, value: Any) -> None:
-        current: Repeated[Any, Any] = Repeated(getattr(pb, self.name), self, False)
-        if getattr(value, "pb", value) is not current.pb:
-            current[:] = value
-
-    def fill(self, pb: Any, value: Any) -> None:
-        Repeated(getattr(pb, self.name), self, False).extend(value)
-
-    def plain(self, pb: Any) -> list[Any]:
-        return [self.element.plain(raw) for raw in getattr(pb, self.name)]
-
-    def show(self, pb: Any, depth: int) -> str:
-        return show_list(getattr(pb, self.name), self.element, depth)
-
-
-class _MapField(_Bound):
-    """A map field, which reads as a dict."""
-
-    def __init__(self, declared: Field[Any, Any], descriptor: Any, element: Element) -> None:
-        super().__init__(declared, descriptor, element)
-        self._key = scalar_element(descriptor.message_type.fields_by_name["key"])
-        self.key_type = self._key.exact
-
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        def get(view: View) -> Map[Any, Any, Any]:
-            return Map(getattr(view.pb, name), self, view._frozen)
-
-        return get
-
-    def has(self, pb: Any) -> bool:
-        return len(getattr(pb, self.name)) > 0
-
-    def check_key(self, key: object) -> Any:
-        """The key, if it is one for this map."""
-        try:
-            return self._key.prepare(key, self)
-        except TypeError:
-            raise wrong_type(self, NO_KEY, f"keys that are {self._key.expected}", key) from None
-
-    def prepare_entries(self, value: Any) -> list[tuple[Any, Any]]:
-        """Keys and prepared values of a mapping."""
-        if not isinstance(value, Mapping):
-            raise wrong_type(self, NO_KEY, f"a dict whose values are {self.element.expected}", value)
-        return [
-            (self.check_key(key), self.element.prepare(item, self, key))
-            for key, item in (value._items if isinstance(value, DictMethods) else value).items()
-        ]
-
-    def assign(self, pb: Any, value: Any) -> None:
-        items = getattr(pb, self.name)
-        if getattr(value, "pb", value) is items:
-            return
-        entries = self.prepare_entries(value)
-        items.clear()
-        self._put_all(items, entries)
-
-    def _put_all(self, items: Any, entries: Iterable[tuple[Any, Any]]) -> None:
-        for key, prepared in entries:
-            put(items, key, self.element, prepared)
-
-    def fill(self, pb: Any, value: Any) -> None:
-        self._put_all(getattr(pb, self.name), self.prepare_entries(value))
-
-    def plain(self, pb: Any) -> dict[Any, Any]:
-        items = getattr(pb, self.name)
-        return {key: self.element.plain(items[key]) for key in items}
-
-    def show(self, pb: Any, depth: int) -> str:
-        return show_dict(getattr(pb, self.name), self.element, depth)
-
-
-class _AbsentField(Field[Any, Any]):
-    """A declared field that the installed `tensorflow-serving-api` does not have."""
-
-    def __init__(self, declared: Field[Any, Any]) -> None:
-        super().__init__(declared.doc)
-        property.__init__(self, self._refuse, self._refuse, self._refuse, declared.doc)
-        self.name, self.owner = declared.name, declared.owner
-
-    def _refuse(self, view: View, value: object = None) -> None:
-        raise AttributeError(f"the installed tensorflow-serving-api has no {self.label}; a newer one may")
-
-
-# FieldDescriptor.TYPE_* -> numpy dtype of a repeated field as an array
-_NUMPY_NAMES = {
-    1: "float64", 2: "float32", 3: "int64", 4: "uint64", 5: "int32", 6: "uint64", 7: "uint32", 8: "bool",
-    13: "uint32", 14: "int32", 15: "int32", 16: "int64", 17: "int32", 18: "int64",
-}  # fmt: skip
 
 _WRAPPERS = frozenset(
     f"google.protobuf.{kind}Value"
@@ -467,7 +127,7 @@ class View(_Declarations):
         ValueError: a value out of range, or two fields that exclude each other (of one oneof).
     """
 
-    __slots__ = ("__weakref__", "_frozen", "pb")
+    __slots__ = ("__weakref__", "_settable", "pb")
 
     #: Full name of the message.
     _message_name: ClassVar[str] = ""
@@ -482,8 +142,8 @@ class View(_Declarations):
     #: In a field of another message: reads as the value of `_content`, or as a bool without one.
     _as_value: ClassVar[bool] = False
     _fields: ClassVar[dict[str, Any]] = {}
-    #: Type of the values that may go to protobuf unseen, by field.
-    _fast: ClassVar[dict[str, type]] = {}
+    #: The type of values that the message may be given as they are, or None, by field.
+    _types: ClassVar[Mapping[str, type | None]] = {}
 
     __signature__: ClassVar[_SignatureOfView] = _SignatureOfView()
 
@@ -491,7 +151,8 @@ class View(_Declarations):
         pb: Field[Any, Message | View | Mapping[str, Any] | None] = _positional(default=None, kw_only=False)
 
         @property
-        def _frozen(self) -> bool: ...
+        def _settable(self) -> Mapping[str, type | None]:
+            """`_types`, or `READ_ONLY`."""
 
     def __init_subclass__(
         cls,
@@ -508,7 +169,7 @@ class View(_Declarations):
             cls.__module__ = "aioserving.messages"
             cls._message_name, cls._module, cls._readonly = message, module, readonly
             cls._content, cls._as_value = content, as_value
-            cls._message_class, cls._fields, cls._fast = None, {}, {}
+            cls._message_class, cls._fields = None, {}
             _views[message] = cls
 
     def __init__(self, pb: Any = None, **fields: Any) -> None:
@@ -528,9 +189,14 @@ class View(_Declarations):
             raw = message_class()
             cls._fill(raw, pb, _Constructor(cls))
         _set_pb(self, raw)
-        _set_frozen(self, frozen)
+        _set_settable(self, READ_ONLY if frozen else cls._types)
         if fields:
             cls._fill_fields(raw, fields)
+
+    @property
+    def _frozen(self) -> bool:
+        """Whether the view refuses changes."""
+        return self._settable is READ_ONLY
 
     # ------------------------------------------------------------------------------------- binding
 
@@ -585,21 +251,26 @@ class View(_Declarations):
                     continue  # a newer field with the name of a method: within reach through .pb
                 declared[name] = Field(f"Field {name} of {cls._message_name}.")
                 declared[name].__set_name__(cls, name)
-            bound = _bound_field(declared[name], descriptor, pending)
+            bound = bind(
+                declared[name], descriptor, lambda inner, alone: _message_element(inner, alone, pending)
+            )
             cls._fields[name] = bound
             setattr(cls, name, bound)
-            if isinstance(bound, (_ScalarField, _OptionalField)) and bound.element.exact is not None:
-                cls._fast[name] = bound.element.exact
         for name, absent in declared.items():
             if name not in known:
-                setattr(cls, name, _AbsentField(absent))
+                setattr(cls, name, AbsentField(absent))
+        cls._types = (
+            READ_ONLY if cls._readonly else {name: bound.unchecked for name, bound in cls._fields.items()}
+        )
+        if any(descriptor.type == descriptor.TYPE_FLOAT for descriptor in known.values()):
+            cls.__setattr__ = _set_float32  # type: ignore[method-assign,assignment]
 
     @classmethod
     def _of(cls, pb: Any, frozen: bool) -> Self:
         """A view on a message of the right class; the class is bound already."""
         view = cls.__new__(cls)
         _set_pb(view, pb)
-        _set_frozen(view, frozen or cls._readonly)
+        _set_settable(view, READ_ONLY if frozen else cls._types)
         return view
 
     @classmethod
@@ -628,21 +299,26 @@ class View(_Declarations):
     if not TYPE_CHECKING:  # a checker that sees it would let any attribute be set
 
         def __setattr__(self, name: str, value: object) -> None:
-            # The common case first, with nothing between the value and protobuf.
-            if self._fast.get(name) is type(value) and not self._frozen:
-                try:
+            # The common case first, with as little as can be between the value and protobuf. Nothing may
+            # get there that protobuf refuses (out of range, no Unicode): it marks the message as present
+            # all the same. What is not surely in order takes the long way.
+            kind = type(value)
+            try:
+                if self._settable[name] is kind and (
+                    0 <= value < 2**31 if kind is int else kind is not str or value.isascii()
+                ):
                     setattr(self.pb, name, value)
-                except ValueError:
-                    pass  # out of range: `_assign` says it better
-                else:
                     return
+            except KeyError:
+                pass  # read-only, or no such field
             self._assign(name, value)
 
     def _assign(self, name: str, value: object) -> None:
         cls = type(self)
         found = cls._fields.get(name)
         if found is not None:
-            self._own(f"{cls.__qualname__}.{name}", AttributeError)
+            if self._settable is READ_ONLY:
+                self._own(found.label, AttributeError)
             found.assign(self.pb, value)
         elif isinstance(getattr(cls, name, None), property):
             object.__setattr__(self, name, value)
@@ -657,8 +333,8 @@ class View(_Declarations):
         """The message, if it may be changed through this view."""
         if self._frozen:
             raise error(
-                f"{what or type(self).__qualname__} is part of a response, so it is read-only; "
-                "take a copy(), or change .pb"
+                f"{what or type(self).__qualname__} is read-only, as everything in a response is; "
+                "change a copy(), or .pb"
             )
         return self.pb
 
@@ -873,6 +549,10 @@ class View(_Declarations):
             return f"{name}(...)"
         return f"{name}({', '.join(f'{key}={text}' for key, text in self._shown(depth - 1))})"
 
+    def _show_inside(self, depth: int) -> str:
+        """The repr as a part of another one."""
+        return self._show(depth)
+
     def _shown(self, depth: int) -> Iterable[tuple[str, str]]:
         """Names and short values of the fields that are set."""
         fields = type(self)._fields
@@ -881,6 +561,8 @@ class View(_Declarations):
                 yield descriptor.name, fields[descriptor.name].show(self.pb, depth)
 
     def _repr_html_(self) -> str:
+        from aioserving.messages import _show
+
         return _show.to_html(self, DEPTH)
 
     def __dir__(self) -> list[str]:
@@ -897,7 +579,22 @@ class View(_Declarations):
 
 
 _set_pb: Callable[[View, Any], None] = View.__dict__["pb"].__set__
-_set_frozen: Callable[[View, bool], None] = View.__dict__["_frozen"].__set__
+_set_settable: Callable[[View, Mapping[str, type | None]], None] = View.__dict__["_settable"].__set__
+
+#: No float below its root is beyond float32.
+_SQUARE = 3.4e38**2
+
+
+def _set_float32(view: View, name: str, value: object) -> None:
+    """``__setattr__`` of views with float32 fields, which have to be kept from turning into infinity."""
+    if type(value) is float and value * value < _SQUARE and view._settable is not READ_ONLY:
+        try:
+            setattr(view.pb, name, value)
+        except (AttributeError, TypeError):
+            pass  # no such field, or not of a float
+        else:
+            return
+    View.__setattr__(view, name, value)
 
 
 class _Constructor:
@@ -920,42 +617,7 @@ def _view_of(descriptor: Any) -> type[View]:
     return found
 
 
-def _bound_field(declared: Field[Any, Any], descriptor: Any, pending: dict[type[View], Any]) -> _Bound:
-    """The field that a DESCRIPTOR asks for."""
-    message_type = descriptor.message_type
-    repeated = _is_repeated(descriptor)
-    if message_type is None:
-        element = scalar_element(descriptor)
-        if repeated:
-            return _RepeatedField(declared, descriptor, element)
-        if descriptor.has_presence:
-            return _OptionalField(declared, descriptor, element)
-        kind = _EnumField if isinstance(element, EnumElement) else _ScalarField
-        return kind(declared, descriptor, element)
-    if repeated and message_type.GetOptions().map_entry:
-        value = message_type.fields_by_name["value"]
-        element = (
-            scalar_element(value)
-            if value.message_type is None
-            else _message_element(value.message_type, pending, alone=False)
-        )
-        return _MapField(declared, descriptor, element)
-    element = _message_element(message_type, pending, alone=not repeated)
-    if repeated:
-        return _RepeatedField(declared, descriptor, element)
-    if isinstance(element, FlagElement):
-        return _FlagField(declared, descriptor, element)
-    return (_MessageField if isinstance(element, ViewElement) else _ValueField)(declared, descriptor, element)
-
-
-def _is_repeated(descriptor: Any) -> bool:
-    try:
-        return bool(descriptor.is_repeated)
-    except AttributeError:  # before protobuf 6.31, which deprecates what came before
-        return bool(descriptor.label == descriptor.LABEL_REPEATED)
-
-
-def _message_element(descriptor: Any, pending: dict[type[View], Any], *, alone: bool) -> Element:
+def _message_element(descriptor: Any, alone: bool, pending: dict[type[View], Any]) -> Element:
     """The element of a message type; `alone` in a singular field, where it may read as a mere value."""
     from google.protobuf.message_factory import GetMessageClass
 
@@ -1018,14 +680,18 @@ class ListView(View, ListMethods[T, G]):
     __hash__ = None
 
     def _plain(self) -> Any:
-        shown = self.to_dict()
         # A second field beside the list would be lost in a list.
-        return shown.get(self._content, []) if shown.keys() <= {self._content} else shown
+        return self._field.plain(self.pb) if self._is_plain() else self.to_dict()
 
     def _show(self, depth: int) -> str:
-        if depth <= 0 or any(descriptor.name != self._content for descriptor, _ in self.pb.ListFields()):
-            return super()._show(depth)
-        return f"{type(self).__qualname__}({self._fields[self._content].show(self.pb, depth - 1)})"
+        return _show_content(self, self._show_inside(depth - 1)) if self._is_plain() else super()._show(depth)
+
+    def _show_inside(self, depth: int) -> str:
+        return self._field.show(self.pb, depth) if self._is_plain() else super()._show(depth)
+
+    def _is_plain(self) -> bool:
+        """Whether nothing but the list is set."""
+        return all(descriptor.name == self._content for descriptor, _ in self.pb.ListFields())
 
 
 class DictView(View, DictMethods[K, T, G]):
@@ -1074,9 +740,14 @@ class DictView(View, DictMethods[K, T, G]):
         return content
 
     def _show(self, depth: int) -> str:
-        if depth <= 0:
-            return super()._show(depth)
-        return f"{type(self).__qualname__}({self._fields[self._content].show(self.pb, depth - 1)})"
+        return _show_content(self, self._show_inside(depth - 1))
+
+    def _show_inside(self, depth: int) -> str:
+        return str(self._field.show(self.pb, depth))
+
+
+def _show_content(view: View, content: str) -> str:
+    return f"{type(view).__qualname__}({content})"
 
 
 # ------------------------------------------------------- annotations of fields, for type checkers only
