@@ -430,7 +430,8 @@ class ModelManager:
             # is loaded anew.
             self._take_pending()
             self._sources = new
-            self._poll_now.set()
+            if names - old_names:
+                self._poll_now.set()  # somebody waits; other changes are found when the next poll is due
             await self._until_available("model", sorted(names - old_names), log)
         finally:
             self._fresh.remove(log)

@@ -145,11 +145,6 @@ IGNORED_FLAGS: Mapping[str, type] = {
     "enforce_session_run_timeout": bool,
 }
 
-#: Fields that are there for the checks that a start makes, but are without effect so far.
-_WITHOUT_EFFECT = frozenset(
-    {"enable_batching", "batching_parameters_file", "enable_per_model_batching_parameters"}
-)
-
 _TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "tuple[str, ...]": tuple}
 _FIELDS: Mapping[str, type] = {
     field.name: _TYPES[str(field.type)] for field in dataclasses.fields(ServerOptions)
@@ -195,11 +190,10 @@ def parse(arguments: Sequence[str]) -> tuple[ServerOptions, list[str]]:
                 raise FlagError(f"--{name} needs a value")
         if kind is tuple:
             values[name] = (*values.get(name, ()), text)
+        elif name in _FIELDS:
+            values[name] = _convert(name, kind, text)
         else:
-            value = _convert(name, kind, text)
-            if name in _FIELDS:
-                values[name] = value
-        if name in IGNORED_FLAGS or name in _WITHOUT_EFFECT:
+            _convert(name, kind, text)
             warnings.append(f"--{name} has no effect on the testing server")
     return ServerOptions(**values), warnings
 

@@ -28,6 +28,7 @@ import grpc.aio
 
 from aioserving._proto import message_class
 from aioserving.testing import inference
+from aioserving.testing.batching import BatchingParameters
 from aioserving.testing.manager import CallableRegistry, Loader, ModelManager
 from aioserving.testing.options import ServerOptions, parse_text_proto, read_text_proto, with_flags
 from aioserving.testing.rules import PLATFORM
@@ -200,6 +201,12 @@ class ModelServer:
                 "server_options.batching_parameters_file is set without setting "
                 "server_options.enable_batching to true.",
             )
+        if options.batching_parameters_file:
+            try:
+                BatchingParameters.from_file(options.batching_parameters_file)
+            except StatusError as error:
+                if options.batching_parameters_file in error.message:
+                    raise  # it cannot be read; whether it makes sense is found when a model is loaded
         config = message_class("tensorflow.serving.ModelServerConfig")()
         if options.model_config_file:
             config = read_text_proto(options.model_config_file, config)

@@ -379,13 +379,14 @@ async def test_model_named_again_while_it_goes(world: World) -> None:
 
 
 async def test_reload_does_not_wait_for_known_models(world: World) -> None:
-    """A new policy for a configured model is answered at once, and carried out in steps of 100 ms."""
+    """A new policy for a configured model is answered at once, and carried out from the next poll on."""
     world.make("a/1", "a/2", "a/3")
     await started(world, "a")
     await world.clock.advance(0.5)
     await world.manager.reload(world.config("a model_version_policy { all { } }"))
+    await world.clock.advance(0.4)
     assert world.states("a") == {3: "AVAILABLE"}
-    await settle()
+    await world.clock.advance(0.1)
     assert world.states("a") == {3: "AVAILABLE", 2: "AVAILABLE", 1: "START"}
     await world.clock.advance(0.1)
     assert world.states("a") == {3: "AVAILABLE", 2: "AVAILABLE", 1: "AVAILABLE"}
@@ -439,7 +440,7 @@ async def test_changed_base_path_keeps_equal_versions(world: World) -> None:
     await started(world, "a")
     moved = world.config(f'a base_path: "{world.folder}/other" model_version_policy {{ all {{ }} }}')
     await world.manager.reload(moved)
-    await world.clock.advance(1)
+    await world.clock.advance(2)
     assert world.serves("a", 1) == "a/1"
     assert world.serves("a", 2) == "other/2"
 

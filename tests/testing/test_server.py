@@ -521,6 +521,10 @@ def test_no_retries_unless_asked() -> None:
             "server_options.enable_batching to true.",
         ),
         ({"model_config_file": "/gone"}, "/gone; No such file or directory"),
+        (
+            {"model_base_path": "/m", "enable_batching": True, "batching_parameters_file": "/gone"},
+            "/gone; No such file or directory",
+        ),
     ],
 )
 def test_from_options_refuses(flags: dict[str, Any], message: str) -> None:
