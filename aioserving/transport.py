@@ -17,6 +17,7 @@ import asyncio
 import os
 import re
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,10 +59,11 @@ _OPTIONS: Final[dict[str, Any]] = {
 #: Seconds beyond which a timeout is none: gRPC's own arithmetic overflows into a deadline in the past.
 _ENDLESS: Final = 1e8
 
-# gRPC does not survive a fork with live channels: a child that uses it hangs or crashes.
-_live_channels = 0
+# gRPC does not survive a fork with live channels: a child that uses it hangs or crashes, and so may one
+# that merely deallocates what it inherited; hence the list that keeps all of it until the child ends.
+_live: weakref.WeakSet[Transport] = weakref.WeakSet()
 _generation = 0
-_poisoned = False
+_inherited: list[object] = []
 
 
 _LARGE: Final = 128 * 1024  # bytes from which glibc's malloc maps memory instead of keeping it
@@ -83,9 +85,10 @@ def _keep_large_blocks() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _generation, _poisoned
+    global _generation
     _generation += 1
-    _poisoned = _poisoned or _live_channels > 0
+    for transport in _live:
+        _inherited.append((transport._channel, transport._core, transport._callables))
 
 
 if hasattr(os, "register_at_fork"):
@@ -106,7 +109,7 @@ def check_fork(generation: int | None = None) -> None:
     Raises:
         ForkError: `generation` is another process's, or a channel was open when this process was forked.
     """
-    if _poisoned or (generation is not None and generation != _generation):
+    if _inherited or (generation is not None and generation != _generation):
         raise errors.ForkError(
             "this process was forked while a gRPC channel was open, and gRPC cannot be used in it "
             "(calls would hang or crash). Close every client before forking, create clients in the "
@@ -135,7 +138,6 @@ class Transport:
         options: ChannelOptions = (),
         lean: bool = True,
     ) -> None:
-        global _live_channels
         check_fork()
         self.target = target
         merged = {**_OPTIONS, **dict(options)}
@@ -147,7 +149,6 @@ class Transport:
             self._channel = aio.insecure_channel(target, options=arguments)
         else:
             self._channel = aio.secure_channel(target, credentials, options=arguments)
-        _live_channels += 1
         self._closed = False
         self._active: set[Any] = set()  # lean calls under way, which the channel does not track
         self._drained: asyncio.Event | None = None  # made by `close`, set when `_active` is empty
@@ -159,6 +160,7 @@ class Transport:
         self.call: Callable[[str, bytes, float | None, Metadata], Awaitable[bytes]] = (
             self._call_public if self._core is None else self._call_lean
         )
+        _live.add(self)
 
     def __repr__(self) -> str:
         return f"<Transport to {self.target}, {self.state}>"
@@ -175,6 +177,8 @@ class Transport:
     ) -> bytes:
         if not _blocks_are_kept and len(request) >= _LARGE:
             _keep_large_blocks()
+        if self._closed:
+            raise errors.ClientClosedError("the connection was closed")
         handle = self._handles.get(method)
         if handle is None:
             handle = self._handles[method] = (
@@ -221,6 +225,8 @@ class Transport:
     ) -> bytes:
         if not _blocks_are_kept and len(request) >= _LARGE:
             _keep_large_blocks()
+        if self._closed:
+            raise errors.ClientClosedError("the connection was closed")
         function = self._callables.get(method)
         if function is None:
             function = self._callables[method] = self._unary_unary(method)
@@ -255,7 +261,6 @@ class Transport:
 
     async def close(self) -> None:
         """Cancel the calls under way and close the connection; safe to call again."""
-        global _live_channels
         if self._closed:
             return
         self._closed = True
@@ -267,14 +272,20 @@ class Transport:
                 await self._drained.wait()
         finally:
             await self._channel.close()
-            _live_channels -= 1
+            self._let_go()
 
     def abandon(self) -> None:
         """Let go of the connection without a loop (it was closed, or nobody closed the client)."""
-        global _live_channels
         if not self._closed:
             self._closed = True
-            _live_channels -= 1
+            self._let_go()
+
+    def _let_go(self) -> None:
+        # Only when the last channel *object* of the process is gone does grpc.aio end its poller thread,
+        # and only then is the process safe to fork. Deallocating one closes its sockets, too.
+        self._callables = {}
+        del self._channel, self._core
+        _live.discard(self)
 
 
 def _being_cancelled() -> bool:
