@@ -15,14 +15,13 @@ import asyncio
 import sys
 import threading
 import warnings
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aioserving import errors
 from aioserving._types import DEFAULT, Inputs, Metadata, Timeout
 from aioserving.client import AsyncClient, ClientStats, Model, ModelConfigs
-from aioserving.messages import View
 from aioserving.pool import PoolOptions
 from aioserving.prediction import PredictResult
 from aioserving.signature import ModelMetadata
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from typing_extensions import Self
 
+    from aioserving.messages import View
     from aioserving.transport import ChannelCredentials
 
 __all__ = ["BlockingModel", "Client"]
@@ -209,7 +209,8 @@ class Client:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(call.cancel)
             raise
-        return call.result()
+        result: T = call.result()
+        return result
 
     # -- calls --------------------------------------------------------------------------------------
 
@@ -282,10 +283,12 @@ class Client:
             DecodeError: the answer is no PredictResponse.
             RPCError: any other gRPC status; see `aioserving.errors`.
         """
+        # The overloads above say which arguments go together.
+        predict: Callable[..., Coroutine[Any, Any, PredictResult]] = self._client.predict
         return self._run(
-            self._client.predict(
-                model,  # type: ignore[arg-type]  # the overloads above say which go together
-                inputs,  # type: ignore[arg-type]
+            predict(
+                model,
+                inputs,
                 version=version,
                 version_label=version_label,
                 signature_name=signature_name,

@@ -21,24 +21,18 @@ from aioserving.codec import (
     encode_predict_request,
 )
 from aioserving.deadline import deadline_after, remaining
-from aioserving.messages import (
-    GetModelMetadataRequest,
-    GetModelStatusRequest,
-    ModelConfig,
-    ModelServerConfig,
-    ReloadConfigRequest,
-    View,
-)
 from aioserving.pool import Endpoint, EndpointStats, Pool, PoolOptions
 from aioserving.prediction import PredictResult
 from aioserving.signature import ModelMetadata, Signature
 from aioserving.status import ModelStatus, VersionStatus
 from aioserving.transport import ChannelOptions, Transport, check_fork, process_generation
+from aioserving.wire import delimited
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from typing_extensions import Self
 
+    from aioserving.messages import ModelConfig, ModelServerConfig, ReloadConfigRequest, View
     from aioserving.transport import ChannelCredentials
 
 __all__ = ["AsyncClient", "ClientStats", "Model"]
@@ -555,13 +549,11 @@ class AsyncClient:
         deadline: float | None,
         metadata: Metadata,
     ) -> ModelMetadata:
-        request = GetModelMetadataRequest(
-            model_spec=_model_spec(model, version, version_label), metadata_field=["signature_def"]
-        )
+        request = delimited(
+            1, encode_model_spec(model, version=version, version_label=version_label)
+        ) + delimited(2, b"signature_def")
         try:
-            response, endpoint = await self._call(
-                _GET_MODEL_METADATA, request.to_bytes(), deadline, model, metadata
-            )
+            response, endpoint = await self._call(_GET_MODEL_METADATA, request, deadline, model, metadata)
         except errors.UnimplementedError as error:
             error.details += "; this server tells no signatures: call predict with validate=False"
             raise
@@ -612,10 +604,8 @@ class AsyncClient:
         metadata: Metadata,
         endpoint: Endpoint | None,
     ) -> ModelStatus:
-        request = GetModelStatusRequest(model_spec=_model_spec(model, version, None))
-        response, target = await self._call(
-            _GET_MODEL_STATUS, request.to_bytes(), deadline, model, metadata, endpoint
-        )
+        request = delimited(1, encode_model_spec(model, version=version))
+        response, target = await self._call(_GET_MODEL_STATUS, request, deadline, model, metadata, endpoint)
         try:
             return ModelStatus.from_response(model, response)
         except errors.DecodeError as error:
@@ -845,15 +835,6 @@ def _short(method: str) -> str:
     return method.rpartition("/")[2]
 
 
-def _model_spec(model: str, version: int | None, version_label: str | None) -> dict[str, Any]:
-    spec: dict[str, Any] = {"name": model}
-    if version is not None:
-        spec["version"] = version
-    if version_label is not None:
-        spec["version_label"] = version_label
-    return spec
-
-
 def _undecodable(error: errors.DecodeError, method: str, model: str, target: str) -> errors.DecodeError:
     return errors.DecodeError(
         f"{method} of model {model!r} at {target} answered what cannot be read: {error}"
@@ -872,7 +853,9 @@ def _unchecked(model: str, inputs: Any) -> dict[str, Array]:
 
 
 def _reload_request(config: ModelConfigs) -> ReloadConfigRequest:
-    message = getattr(config, "pb", config)
+    from aioserving.messages import ModelConfig, ModelServerConfig, ReloadConfigRequest
+
+    message: Any = getattr(config, "pb", config)
     full_name = getattr(getattr(message, "DESCRIPTOR", None), "full_name", None)
     request = ReloadConfigRequest()
     if full_name == "tensorflow.serving.ModelServerConfig":

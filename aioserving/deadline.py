@@ -32,7 +32,7 @@ def deadline_after(timeout: float | None) -> float | None:
     if not timeout >= 0:
         raise ValueError(f"timeout must be a number of seconds, at least 0, or None; got {timeout!r}")
     own = asyncio.get_running_loop().time() + timeout
-    return own if own < ambient else ambient
+    return min(ambient, own)
 
 
 def remaining(deadline: float | None) -> float | None:

@@ -178,7 +178,8 @@ class Pool:
         open_ = sum(connection.transport is not None for connection in self._connections)
         return (
             f"<Pool of {len(self.endpoints)} endpoints, "
-            f"{open_} of {len(self._connections)} connections open, {self.in_flight} in flight, {self.waiting} waiting>"
+            f"{open_} of {len(self._connections)} connections open, "
+            f"{self.in_flight} in flight, {self.waiting} waiting>"
         )
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aioserving import _proto
 from aioserving._types import Array
-from aioserving.messages import ModelSpec
+
+if TYPE_CHECKING:
+    from aioserving.messages import ModelSpec
 
 __all__ = ["PredictResult"]
 
@@ -46,6 +48,8 @@ class PredictResult(Mapping[str, Array]):
     @property
     def model_spec(self) -> ModelSpec:
         """The model that answered: ``name``, ``version`` as the server resolved it, ``signature_name``."""
+        from aioserving.messages import ModelSpec
+
         return ModelSpec.from_bytes(self._model_spec)
 
     @property

@@ -27,7 +27,7 @@ from grpc import aio
 from aioserving import errors
 
 if TYPE_CHECKING:
-    from grpc import ChannelCredentials
+    from grpc import ChannelCredentials as ChannelCredentials
 
     from aioserving._types import Metadata
     from aioserving.errors import RPCError
@@ -167,7 +167,7 @@ class Transport:
 
     @property
     def state(self) -> str:
-        """Connectivity state as gRPC names it, in lower case (``"ready"``, ``"idle"``, …), or ``"closed"``."""
+        """Connectivity as gRPC names it, in lower case (``"ready"``, ``"idle"``, …), or ``"closed"``."""
         if self._closed:
             return "closed"
         return str(self._channel.get_state().name).lower()

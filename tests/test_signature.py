@@ -286,7 +286,9 @@ def test_metadata_prints_as_a_table() -> None:
     """A table of inputs and outputs is what a person wants to see first."""
     lines = str(ModelMetadata.from_response(make_response().SerializeToString())).splitlines()
     assert lines[0] == "digits, version 7"
-    assert any(line.split() == ["serving_default", "input", "images", "float32", "(-1,", "784)"] for line in lines)
+    assert any(
+        line.split() == ["serving_default", "input", "images", "float32", "(-1,", "784)"] for line in lines
+    )
 
 
 def test_an_unknown_signature_suggests_the_near_one() -> None:

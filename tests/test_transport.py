@@ -340,7 +340,9 @@ def test_a_restarted_server_is_found_again(lean: bool) -> None:
     run(story())
 
 
-@pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b"SSH-2.0-x\r\n"])
+@pytest.mark.parametrize(
+    "greeting", [b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b"SSH-2.0-x\r\n"]
+)
 def test_a_port_that_speaks_another_protocol_is_said_to(lean: bool, greeting: bytes) -> None:
     """An HTTP/1 server (the REST port) gives an error that names the mistake, within the deadline."""
 
@@ -354,7 +356,7 @@ def test_a_port_that_speaks_another_protocol_is_said_to(lean: bool, greeting: by
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         async with server:
-            target = "127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+            target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
             async with connected(target, lean=lean) as channel:
                 with pytest.raises(errors.UnavailableError, match="does not speak gRPC"):
                     await channel.call(ECHO, b"", 5, ())
