@@ -20,7 +20,7 @@ from aioserving.codec import (
     encode_model_spec,
     encode_predict_request,
 )
-from aioserving.deadline import deadline_after, remaining
+from aioserving.deadline import deadline_after
 from aioserving.pool import Endpoint, EndpointStats, Pool, PoolOptions
 from aioserving.prediction import PredictResult
 from aioserving.signature import ModelMetadata, Signature
@@ -227,23 +227,34 @@ class AsyncClient:
         """Endpoints, connections, calls in flight and totals, at this moment."""
         return ClientStats(tuple(self._pool.stats()), self._pool.waiting)
 
-    def _bind(self) -> None:
-        """Make sure that the client can be used here and now; called at the start of every call."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise errors.EventLoopError(_no_loop()) from None
-        if loop is self._loop and self._generation == process_generation() and not self._closed:
-            return
+    def _begin(self, timeout: Timeout) -> float | None:
+        """Make sure that the client can be used here and now; gives the deadline of a call that starts."""
+        loop = self._loop
+        if loop is None or _running_loop() is not loop or self._generation != process_generation():
+            loop = self._bind()
         if self._closed:
             raise errors.ClientClosedError("the client is closed")
+        return deadline_after(self._timeout if timeout is DEFAULT else timeout, loop.time())
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        if self._closed:
+            raise errors.ClientClosedError("the client is closed")
+        loop = _running_loop()
+        if loop is None:
+            raise errors.EventLoopError(_no_loop())
         if self._loop is None:
             check_fork()
             self._loop = loop
             self._generation = process_generation()
-            return
+            return loop
         check_fork(self._generation)
-        raise self._wrong_loop(self._loop)
+        if loop is not self._loop:
+            raise self._wrong_loop(self._loop)
+        return loop
+
+    def _remaining(self, deadline: float | None) -> float | None:
+        """Seconds left until `deadline`, negative once it has passed; None if there is none."""
+        return None if deadline is None else deadline - self._loop.time()  # type: ignore[union-attr]
 
     def _wrong_loop(self, bound: asyncio.AbstractEventLoop) -> errors.EventLoopError:
         if bound.is_closed():
@@ -261,20 +272,15 @@ class AsyncClient:
 
     # -- calls --------------------------------------------------------------------------------------
 
-    def _deadline(self, timeout: Timeout) -> float | None:
-        return deadline_after(self._timeout if timeout is DEFAULT else timeout)
-
     def _own_deadline(self) -> float | None:
         """A deadline from now on by the client's own setting, whatever scope the caller is in."""
         return None if self._timeout is None else asyncio.get_running_loop().time() + self._timeout
 
-    def _endpoints(self, target: str | None) -> list[Endpoint]:
-        if target is None:
-            return self._pool.endpoints
-        found = [endpoint for endpoint in self._pool.endpoints if endpoint.target == target]
-        if not found:
-            raise ValueError(f"target {target!r} is none of this client's: {', '.join(self._targets)}")
-        return found
+    def _endpoint(self, target: str) -> Endpoint:
+        for endpoint in self._pool.endpoints:
+            if endpoint.target == target:
+                return endpoint
+        raise ValueError(f"target {target!r} is none of this client's: {', '.join(self._targets)}")
 
     async def _call(
         self,
@@ -287,7 +293,7 @@ class AsyncClient:
     ) -> tuple[bytes, str]:
         """Send `request` over the pool; gives the response and the target that it came from."""
         pool = self._pool
-        timeout = remaining(deadline)
+        timeout = self._remaining(deadline)
         if timeout is not None and timeout <= 0:
             raise errors.DeadlineExceededError(
                 "the deadline had passed before the call was sent", model=model, method=_short(method)
@@ -299,7 +305,7 @@ class AsyncClient:
             except errors.RPCError as error:
                 error.model, error.method = model, _short(method)
                 raise
-            timeout = remaining(deadline)
+            timeout = self._remaining(deadline)
         failure: BaseException | None = None
         try:
             transport = connection.transport or connection.open()
@@ -383,8 +389,7 @@ class AsyncClient:
             DecodeError: the answer is no PredictResponse.
             RPCError: any other gRPC status; see `aioserving.errors`.
         """
-        self._bind()
-        deadline = self._deadline(timeout)
+        deadline = self._begin(timeout)
         if not isinstance(model, str):
             return await self._predict_message(model, inputs, deadline, metadata)
         plan = self._plan(model, version, version_label, signature_name)
@@ -473,7 +478,7 @@ class AsyncClient:
             )
             plan.fetching = task
             task.add_done_callback(lambda _: setattr(plan, "fetching", None))
-        timeout = remaining(deadline)
+        timeout = self._remaining(deadline)
         if timeout is None or timeout > 0:
             await asyncio.wait((task,), timeout=timeout)
         if not task.done():
@@ -537,9 +542,9 @@ class AsyncClient:
             UnavailableError: the server cannot be reached.
             RPCError: any other gRPC status.
         """
-        self._bind()
+        deadline = self._begin(timeout)
         _Plan(model, version, version_label, None)  # checks the arguments
-        return await self._fetch_metadata(model, version, version_label, self._deadline(timeout), metadata)
+        return await self._fetch_metadata(model, version, version_label, deadline, metadata)
 
     async def _fetch_metadata(
         self,
@@ -592,9 +597,9 @@ class AsyncClient:
             UnavailableError: the server cannot be reached.
             RPCError: any other gRPC status.
         """
-        self._bind()
-        endpoint = None if target is None else self._endpoints(target)[0]
-        return await self._get_status(model, version, self._deadline(timeout), metadata, endpoint)
+        deadline = self._begin(timeout)
+        endpoint = None if target is None else self._endpoint(target)
+        return await self._get_status(model, version, deadline, metadata, endpoint)
 
     async def _get_status(
         self,
@@ -637,8 +642,7 @@ class AsyncClient:
             FailedPreconditionError: loading it failed, so that waiting longer is no use; the message
                 tells why it failed.
         """
-        self._bind()
-        deadline = self._deadline(timeout)
+        deadline = self._begin(timeout)
         found = [
             await self._wait_until_available(model, version, deadline, metadata, endpoint)
             for endpoint in self._pool.endpoints
@@ -681,7 +685,7 @@ class AsyncClient:
                 last_seen = "the server does not know it"
             except (errors.UnavailableError, errors.DeadlineExceededError) as error:
                 last_seen = error.details
-            left = remaining(deadline)
+            left = self._remaining(deadline)
             if left is not None and left <= pause:
                 raise errors.DeadlineExceededError(
                     f"{what} did not become available in time; last seen: {last_seen}",
@@ -725,9 +729,8 @@ class AsyncClient:
             DeadlineExceededError: models were not available in time; the server goes on loading them.
             RPCError: any other gRPC status.
         """
-        self._bind()
+        deadline = self._begin(timeout)
         request = _reload_request(config).to_bytes()
-        deadline = self._deadline(timeout)
         for endpoint in self._pool.endpoints:
             await self._call(_RELOAD_CONFIG, request, deadline, None, metadata, endpoint)
 
@@ -788,10 +791,8 @@ class Model:
     ) -> PredictResult:
         """Run the model on `inputs`; see `AsyncClient.predict`."""
         client = self._client
-        client._bind()
-        return await client._predict(
-            self._plan, inputs, output_filter, client._deadline(timeout), validate, metadata
-        )
+        deadline = client._begin(timeout)
+        return await client._predict(self._plan, inputs, output_filter, deadline, validate, metadata)
 
     async def get_model_metadata(
         self, *, timeout: Timeout = DEFAULT, metadata: Metadata = ()
@@ -829,6 +830,10 @@ class Model:
         return await self._client.wait_until_available(
             self._plan.model, version=self._plan.selector[0], timeout=timeout, metadata=metadata
         )
+
+
+# None outside a loop, where `get_running_loop` would raise.
+_running_loop = asyncio._get_running_loop
 
 
 def _short(method: str) -> str:

@@ -6,35 +6,36 @@ fetching metadata and the call itself share it instead of each starting anew.
 
 from __future__ import annotations
 
-import asyncio
 import math
+import sys
 
-import anyio
+__all__ = ["deadline_after"]
 
-__all__ = ["deadline_after", "remaining"]
+#: The module in which anyio keeps its cancel scopes; it imports it with the first one that is made.
+_SCOPES = "anyio._backends._asyncio"
 
 
-def deadline_after(timeout: float | None) -> float | None:
-    """The deadline of a call that starts now on the running loop, on `loop.time()`'s clock; None if none.
+def deadline_after(timeout: float | None, now: float) -> float | None:
+    """The deadline of a call that starts at `now`, on the running loop's clock; None if it has none.
 
     It is the sooner of `timeout` and the ambient `anyio.fail_after()` or `anyio.move_on_after()`. (The
     standard library's `asyncio.timeout` cannot be seen from inside; it still cancels the call.)
 
     Args:
         timeout: seconds from now, or None for no limit of its own.
+        now: `loop.time()` of the running loop.
 
     Raises:
         ValueError: `timeout` is negative or not a number.
     """
-    ambient = anyio.current_effective_deadline()
     if timeout is None:
-        return None if ambient == math.inf else ambient
-    if not timeout >= 0:
+        own = math.inf
+    elif timeout >= 0:
+        own = now + timeout
+    else:
         raise ValueError(f"timeout must be a number of seconds, at least 0, or None; got {timeout!r}")
-    own = asyncio.get_running_loop().time() + timeout
-    return min(ambient, own)
+    if _SCOPES in sys.modules:  # else nobody can be in one, and looking for it would import it
+        import anyio
 
-
-def remaining(deadline: float | None) -> float | None:
-    """Seconds left until `deadline` (negative once it has passed), or None if there is none."""
-    return None if deadline is None else deadline - asyncio.get_running_loop().time()
+        own = min(own, anyio.current_effective_deadline())
+    return None if own == math.inf else own

@@ -27,7 +27,7 @@ from grpc import aio
 from aioserving import errors
 
 if TYPE_CHECKING:
-    from grpc import ChannelCredentials as ChannelCredentials
+    from grpc import ChannelCredentials as ChannelCredentials  # noqa: PLC0414 - re-exported
 
     from aioserving._types import Metadata
     from aioserving.errors import RPCError

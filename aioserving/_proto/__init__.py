@@ -29,7 +29,6 @@ Slim installs
 from __future__ import annotations
 
 import builtins
-import importlib
 import sys
 import threading
 import types
@@ -196,7 +195,7 @@ def _run(name: str) -> types.ModuleType:
     # A module's `import` statements call the `__import__` of *its* builtins: ours, in this one.
     module.__dict__["__builtins__"] = {**vars(builtins), "__import__": _import}
     code = spec.loader.get_code(name)  # type: ignore[union-attr]  # source files have one
-    exec(code, module.__dict__)
+    exec(code, module.__dict__)  # noqa: S102 - code of an installed package, as `import` runs it
     if name.startswith("tensorflow_serving."):
         _publish(name, module)
     return module
@@ -224,7 +223,7 @@ def _import(
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> Any:
-    """`__import__` for generated modules, which write ``from package import x_pb2`` or ``from x_pb2 import *``."""
+    """`__import__` for generated modules: ``from package import x_pb2`` and ``from x_pb2 import *``."""
     if level == 0 and name.partition(".")[0] in _PACKAGES and fromlist:
         if name.endswith("_pb2"):
             return load_module(name)
@@ -274,11 +273,11 @@ def _from_descriptor_set(name: str) -> types.ModuleType:
 
 
 def _add_descriptor_set(pool: Any) -> None:
-    import importlib.resources
+    from importlib import import_module, resources
 
     from google.protobuf import descriptor_pb2
 
-    data = importlib.resources.files(__name__).joinpath(DESCRIPTOR_SET).read_bytes()
+    data = resources.files(__name__).joinpath(DESCRIPTOR_SET).read_bytes()
     # In dependency order, as `generate` wrote them: the pool wants a file's imports first.
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
         try:
@@ -286,5 +285,5 @@ def _add_descriptor_set(pool: Any) -> None:
         except KeyError:
             for dependency in file.dependency:
                 if dependency.startswith("google/protobuf/"):  # known to the pool once imported
-                    importlib.import_module(dependency.removesuffix(".proto").replace("/", ".") + "_pb2")
+                    import_module(dependency.removesuffix(".proto").replace("/", ".") + "_pb2")
             pool.AddSerializedFile(file.SerializeToString())

@@ -39,4 +39,4 @@ def descriptor_set() -> bytes:
 if __name__ == "__main__":
     path = Path(__file__).with_name(DESCRIPTOR_SET)
     path.write_bytes(descriptor_set())
-    print(f"{path.name}: {path.stat().st_size} bytes")
+    print(f"{path.name}: {path.stat().st_size} bytes")  # noqa: T201
