@@ -298,9 +298,12 @@ def _read(folder: Path) -> Any:
 
     binary, text = folder / "saved_model.pb", folder / "saved_model.pbtxt"
     if binary.exists():
+        data = binary.read_bytes()
         try:
-            return saved_model_pb2.SavedModel.FromString(binary.read_bytes())
+            return saved_model_pb2.SavedModel.FromString(data)
         except message.DecodeError as error:
+            if _ends_early(data):
+                raise StatusError(StatusCode.OUT_OF_RANGE, "Read less bytes than requested") from error
             raise StatusError(StatusCode.DATA_LOSS, f"Can't parse {binary} as binary proto") from error
     if text.exists():
         try:
@@ -312,6 +315,39 @@ def _read(folder: Path) -> Any:
         "Specified file path does not appear to contain a SavedModel bundle (should have a file called "
         f"`saved_model.pb`)\nSpecified file path: {folder}",
     )
+
+
+def _ends_early(data: bytes) -> bool:
+    """Whether `data` stops within a field: then the real reader is out of file before it is out of sense."""
+    position, end = 0, len(data)
+
+    def varint() -> int | None:
+        nonlocal position
+        value = shift = 0
+        while position < end and shift < 70:
+            byte = data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+        return None
+
+    while position < end:
+        tag = varint()
+        length: int | None = 0
+        if tag is not None and tag & 7 == 0:
+            length = None if varint() is None else 0
+        elif tag is not None and tag & 7 == 2:
+            length = varint()
+        elif tag is not None and tag & 7 in (1, 5):
+            length = 8 if tag & 7 == 1 else 4
+        elif tag is not None:
+            return False  # groups do not occur, nor do wire types 6 and 7
+        if tag is None or length is None:
+            return position == end
+        position += length
+    return position > end
 
 
 def _find_meta_graph(saved_model: Any, tags: Sequence[str]) -> Any:
