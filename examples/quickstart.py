@@ -76,7 +76,8 @@ async def roll_out(client: AsyncClient, folder: Path, images: np.ndarray) -> Non
     await client.wait_until_available("digits", version=2)
     await asyncio.sleep(0.3)
     await client.reload_config(serve(folder, 2))
-    await asyncio.sleep(0.3)
+    while not (await client.get_model_status("digits", version=1))[0].ended:  # it unloads in its own time
+        await asyncio.sleep(0.05)
     stop.set()
     await asyncio.gather(*callers)  # raises if any call failed
     print(
