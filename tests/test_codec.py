@@ -57,8 +57,12 @@ NUMERIC = [number for number in USABLE if number is not DataType.DT_STRING]
 NATURAL = [number for number in NUMERIC if data_type_of(numpy_dtype(number)) is number]
 NARROW = {DataType.DT_INT4: 4, DataType.DT_UINT4: 4, DataType.DT_INT2: 2, DataType.DT_UINT2: 2}
 
-# Messages of many parts are large and slow to make; that is what they are for.
-SLOW = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
+# Messages of many parts are large and slow to make, which is what they are for; and machines that run
+# tests have other things to do, so that no example has a deadline.
+PATIENT = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large],
+)
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4)
 
@@ -231,7 +235,7 @@ def _reference_values(message: Any, info: dtypes.TypeInfo, dtype: np.dtype) -> l
 
 
 @given(st.data(), st.sampled_from(NUMERIC), shapes, st.sampled_from(sorted(LAYOUTS)))
-@settings(suppress_health_check=SLOW)
+@PATIENT
 def test_content_of_every_dtype_shape_and_layout_is_read_by_protobuf(
     data: st.DataObject, number: DataType, shape: tuple[int, ...], layout: str
 ) -> None:
@@ -257,7 +261,7 @@ def test_content_of_every_dtype_shape_and_layout_is_read_by_protobuf(
 
 
 @given(st.data(), st.sampled_from(NUMERIC), shapes, st.sampled_from(sorted(LAYOUTS)))
-@settings(suppress_health_check=SLOW)
+@PATIENT
 def test_typed_fields_of_every_dtype_shape_and_layout_are_read_by_protobuf(
     data: st.DataObject, number: DataType, shape: tuple[int, ...], layout: str
 ) -> None:
@@ -276,6 +280,7 @@ def test_typed_fields_of_every_dtype_shape_and_layout_are_read_by_protobuf(
 
 
 @given(shapes, st.data())
+@PATIENT
 def test_strings_of_every_shape_round_trip_in_both_encodings(
     shape: tuple[int, ...], data: st.DataObject
 ) -> None:
@@ -507,6 +512,7 @@ names = st.text(max_size=20)
 
 
 @given(names, st.none() | st.integers(-(2**63), 2**63 - 1), names, names)
+@PATIENT
 def test_model_spec_with_version_is_protobufs(
     name: str, version: int | None, label: str, signature: str
 ) -> None:
@@ -538,6 +544,7 @@ def test_model_spec_refuses_version_with_label_and_versions_beyond_64_bits() -> 
 
 
 @given(st.permutations(["name", "version 1", "label", "version 2", "signature", "no version", "name 2"]))
+@PATIENT
 def test_model_spec_in_any_order_is_merged_as_by_protobuf(order: list[str]) -> None:
     """Of a oneof the last member counts; a version in two parts is one, unless a label comes between."""
     parts = {
@@ -636,9 +643,9 @@ def assert_same_outcome(actual: np.ndarray | str, expected: np.ndarray | str) ->
 
 
 @given(messages())
-@settings(suppress_health_check=SLOW, max_examples=300)
+@settings(PATIENT, max_examples=300)
 def test_any_tensor_of_protobufs_is_decoded_by_the_rules(message: Any) -> None:
-    """Content first, last value repeated, extra dropped, zeros for none, refusals: the C++ runtime's rules."""
+    """Content first, last value repeated, extra dropped, none means zeros: the C++ runtime's rules."""
     assert_same_outcome(outcome(message.SerializeToString()), expected_outcome(message))
 
 
@@ -712,7 +719,7 @@ def _split_values(number: int, payload: bytes) -> list[bytes]:
 
 
 @given(st.data())
-@settings(suppress_health_check=SLOW, max_examples=300)
+@settings(PATIENT, max_examples=300)
 def test_the_same_tensor_in_any_wire_form_is_the_same(data: st.DataObject) -> None:
     """Order, packing, parts, unknown fields and groups change nothing that protobuf would not see."""
     body = data.draw(messages()).SerializeToString()
@@ -721,7 +728,7 @@ def test_the_same_tensor_in_any_wire_form_is_the_same(data: st.DataObject) -> No
 
 
 @given(messages(), messages())
-@settings(suppress_health_check=SLOW)
+@PATIENT
 def test_tensors_in_several_parts_are_merged_as_by_protobuf(first: Any, second: Any) -> None:
     """A tensor in several parts, a key met twice, entries without key or value: as protobuf reads them."""
     one, two = first.SerializeToString(), second.SerializeToString()
@@ -1101,7 +1108,7 @@ def check_like_protobuf(body: bytes) -> None:
 
 
 @given(mutated())
-@settings(max_examples=600, suppress_health_check=SLOW)
+@settings(PATIENT, max_examples=600)
 def test_damaged_responses_are_decoded_like_protobuf_or_refused(body: bytes) -> None:
     """Whatever is done to a response: a DecodeError, or what protobuf and the rules make of it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -1110,7 +1117,7 @@ def test_damaged_responses_are_decoded_like_protobuf_or_refused(body: bytes) -> 
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=400)
+@settings(PATIENT, max_examples=400)
 def test_arbitrary_bytes_never_crash(body: bytes) -> None:
     """Any bytes given to any decoder give a result or a DecodeError, never another exception."""
     with pytest.MonkeyPatch.context() as patch:
@@ -1139,7 +1146,7 @@ def test_every_truncation_is_refused_or_a_shorter_message(index: int) -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @given(mutated())
-@settings(max_examples=100_000, deadline=None, suppress_health_check=SLOW)
+@settings(PATIENT, max_examples=100_000)
 def test_damaged_responses_at_length(body: bytes) -> None:
     """The short fuzzing above, a hundred thousand times."""
     with pytest.MonkeyPatch.context() as patch:
@@ -1150,7 +1157,7 @@ def test_damaged_responses_at_length(body: bytes) -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @given(st.data())
-@settings(max_examples=50_000, deadline=None, suppress_health_check=SLOW)
+@settings(PATIENT, max_examples=50_000)
 def test_wire_forms_at_length(data: st.DataObject) -> None:
     """Any tensor in any wire form, fifty thousand times."""
     body = data.draw(messages()).SerializeToString()
@@ -1266,7 +1273,7 @@ KNOWN_TO_PYTHON = [number for number in NATURAL if not number.name.endswith("FNU
 
 @pytest.mark.tensorflow
 @given(data=st.data(), number=st.sampled_from(KNOWN_TO_PYTHON), shape=shapes)
-@settings(suppress_health_check=SLOW, deadline=None)
+@PATIENT
 def test_tensorflow_and_we_read_each_other(
     tf: Any, data: st.DataObject, number: DataType, shape: tuple[int, ...]
 ) -> None:
@@ -1294,7 +1301,7 @@ def test_tensorflow_and_we_read_each_others_strings(tf: Any) -> None:
 
 @pytest.mark.tensorflow
 @given(message=messages())
-@settings(suppress_health_check=SLOW, deadline=None, max_examples=300)
+@settings(PATIENT, max_examples=300)
 def test_the_cpp_runtime_and_we_agree_on_every_tensor(tf: Any, message: Any) -> None:
     """TensorFlow's own `Tensor::FromProto` accepts what we accept, with equal values, and nothing else."""
     try:

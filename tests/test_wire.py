@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError as RuntimeDecodeError
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aioserving._proto import message_class
@@ -28,6 +28,9 @@ from aioserving.wire import (
 
 TensorProto: Any = message_class("tensorflow.TensorProto")
 
+# Other work on the machine makes single examples slow at times.
+PATIENT = settings(deadline=None)
+
 int64s = st.integers(-(2**63), 2**63 - 1)
 uint64s = st.integers(0, 2**64 - 1)
 # Varints of every length are equally likely, which plain integers are not.
@@ -38,6 +41,7 @@ def read(data: bytes) -> list[tuple[int, int, int]]:
     return list(fields(data, 0, len(data)))
 
 
+@PATIENT
 @given(int64s)
 @example(-1)
 @example(0)
@@ -137,6 +141,7 @@ def test_malformed_framing_is_refused_as_protobuf_refuses_it(data: bytes) -> Non
         read(data)
 
 
+@PATIENT
 @given(st.binary(max_size=40))
 def test_framing_of_any_bytes_is_judged_as_by_protobuf(data: bytes) -> None:
     """Of arbitrary bytes, `fields` accepts those that the runtime accepts as a message of unknown fields."""
@@ -154,6 +159,7 @@ def test_framing_of_any_bytes_is_judged_as_by_protobuf(data: bytes) -> None:
         read(data)
 
 
+@PATIENT
 @given(st.lists(any_length, max_size=300), st.sampled_from([1, 10, 1000]))
 def test_packed_varints_are_read_as_by_protobuf(numbers: list[int], repeat: int) -> None:
     """A packed field of any mix of lengths, few or many, gives the runtime's values."""
@@ -178,6 +184,7 @@ def test_broken_packed_varints_are_refused(before: int, bad: bytes) -> None:
         decode_varints(np.frombuffer(b"\x81\x01" * before + bad, np.uint8))
 
 
+@PATIENT
 @given(
     st.lists(int64s | st.integers(-200, 200), max_size=200),
     st.sampled_from([1, 60]),
