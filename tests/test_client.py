@@ -771,7 +771,9 @@ def test_calls_beyond_the_limit_wait_their_turn() -> None:
             running -= 1
             return x
 
-        model = CallableServable(note, inputs={"x": ("float32", (None,))}, outputs={"y": ("float32", (None,))})
+        model = CallableServable(
+            note, inputs={"x": ("float32", (None,))}, outputs={"y": ("float32", (None,))}
+        )
         pool = PoolOptions(connections_per_endpoint=2, max_in_flight_per_connection=3)
         async with served({"slow": model}, pool=pool) as (server, client):
             results = await asyncio.gather(*(client.predict("slow", [float(i)]) for i in range(100)))
@@ -828,7 +830,7 @@ def test_made_at_import_outside_any_loop() -> None:
     asyncio.run(client.aclose())
 
     async def story() -> None:
-        late = AsyncClient((await asyncio.sleep(0, "127.0.0.1:1")))
+        late = AsyncClient(await asyncio.sleep(0, "127.0.0.1:1"))
         async with ModelServer({"digits": digits()}) as server:
             client = AsyncClient(server.target)
             assert (await client.predict("digits", IMAGES))["version"] == 1

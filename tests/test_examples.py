@@ -18,7 +18,7 @@ def run_example(name: str, *arguments: str) -> str:
         [sys.executable, str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
-        timeout=115,
+        timeout=280,
         check=False,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
     )
@@ -26,6 +26,7 @@ def run_example(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.tensorflow
 def test_quickstart() -> None:
     """Accuracy is that of a trained model, no call is lost in the roll-out, both versions answer."""

@@ -1,0 +1,70 @@
+"""What type checkers must see of the public API; checked by mypy --strict, never run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import assert_type
+
+from aioserving import (
+    AsyncClient,
+    BlockingModel,
+    Client,
+    ClientStats,
+    Model,
+    ModelConfig,
+    ModelMetadata,
+    ModelStatus,
+    PoolOptions,
+    PredictRequest,
+    PredictResult,
+    State,
+    TensorSpec,
+    VersionStatus,
+)
+
+
+async def asynchronous(images: NDArray[np.float32]) -> None:
+    async with AsyncClient("127.0.0.1:8500", timeout=None, pool=PoolOptions()) as client:
+        assert_type(client, AsyncClient)
+        result = await client.predict("digits", {"images": images, "k": 3, "names": ["a"]}, timeout=1)
+        assert_type(result, PredictResult)
+        assert_type(result["scores"], NDArray[Any])
+        assert_type(result.model_spec.version, int | None)
+        await client.predict("digits", images)
+        await client.predict("digits", [[1.0, 2.0]], version=1, output_filter=["scores"])
+        await client.predict("digits", "text", version_label="stable", validate=False)
+        await client.predict(PredictRequest())
+        await client.predict(PredictRequest().pb, timeout=None)
+        metadata = await client.get_model_metadata("digits")
+        assert_type(metadata, ModelMetadata)
+        assert_type(metadata.signatures["serving_default"].inputs["images"], TensorSpec)
+        assert_type(metadata.signature().inputs["images"].shape, tuple[int, ...] | None)
+        status = await client.get_model_status("digits")
+        assert_type(status, ModelStatus)
+        assert_type(status[0], VersionStatus)
+        assert_type(status[0].state, State)
+        assert_type(status[0].error, str | None)
+        assert_type(await client.wait_until_available("digits", version=2), VersionStatus)
+        await client.reload_config([ModelConfig(name="m", base_path="/m"), {"name": "n"}])
+        model = client.model("digits", version_label="stable")
+        assert_type(model, Model)
+        assert_type(await model.predict(images), PredictResult)
+        assert_type(client.stats(), ClientStats)
+        await client.predict(7)  # type: ignore[call-overload]
+        await client.predict("digits")  # type: ignore[call-overload]
+        await client.predict("digits", images, version="1")  # type: ignore[call-overload]
+
+
+def blocking(images: NDArray[np.float32]) -> None:
+    with Client(["a:8500", "b:8500"]) as client:
+        assert_type(client, Client)
+        assert_type(client.predict("digits", images), PredictResult)
+        assert_type(client.predict(PredictRequest()), PredictResult)
+        assert_type(client.get_model_metadata("digits"), ModelMetadata)
+        assert_type(client.get_model_status("digits"), ModelStatus)
+        model = client.model("digits")
+        assert_type(model, BlockingModel)
+        assert_type(model.predict(images), PredictResult)
