@@ -25,9 +25,6 @@ from aioserving.testing.status import StatusError
 if TYPE_CHECKING:
     from aioserving.testing.server import ModelServer
 
-#: Seconds that calls in progress have to end after SIGTERM.
-DRAIN_SECONDS = 30.0
-
 logger = logging.getLogger("aioserving.testing")
 
 
@@ -52,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for warning in warnings:
         logger.warning(warning)
-    # For the TensorFlow that a SavedModel imports: quiet, and on the CPU, unless the user says otherwise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # For the TensorFlow that a SavedModel imports: quiet (what it has to say of models comes as statuses),
+    # and on the CPU, unless the user says otherwise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     try:
         return asyncio.run(_serve(options))
@@ -85,7 +83,7 @@ async def _serve(options: ServerOptions) -> int:
     _announce(server, options)
     await stopped
     logger.info("stopping, with %d calls in progress", server.calls.running)
-    await server.stop(DRAIN_SECONDS)
+    await server.stop(options.testing_drain_seconds)
     return 0
 
 
@@ -141,4 +139,7 @@ def _imported(name: str, place: str) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # an ordinary exit would wait for a model that does not return

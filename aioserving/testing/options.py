@@ -109,6 +109,7 @@ class ServerOptions:
     testing_pick_port: bool = _flag(False, "listen on any free TCP port, whatever --port says")
     testing_port_file: str = _flag("", "file to write the port to, once the server is ready")
     testing_announce: bool = _flag(False, "print `ready HOST:PORT` on standard output, once ready")
+    testing_drain_seconds: float = _flag(30.0, "time that calls in progress have to end after SIGTERM")
     testing_exit_with_parent: bool = _flag(False, "end when standard input is closed")
     testing_manage_state_interval_ms: float = _flag(
         100.0, "milliseconds between two loads or unloads; the real server's 100 cannot be changed"

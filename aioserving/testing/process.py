@@ -57,10 +57,8 @@ class ServerProcess:
     this one, however this one ends (a paused one when it is resumed).
 
     Attributes:
-        pid: the process id, or None when not running.
         port: the TCP port once started, else the one asked for.
         unix_socket: the Unix socket's path, or None.
-        stderr: the last 1,000 lines of standard error.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class ServerProcess:
         self.port = port
         self.unix_socket = self.options.grpc_socket_path or None
         self.start_timeout = start_timeout
-        self.stderr: collections.deque[str] = collections.deque(maxlen=1000)
+        self._stderr = _Lines()
         self._config_file = None if config is None else _write_config(config)
         self._env = dict(env or {})
         self._process: subprocess.Popen[str] | None = None
@@ -96,7 +94,12 @@ class ServerProcess:
     @property
     def pid(self) -> int | None:
         """The process id, or None when not running."""
-        return None if self._process is None else self._process.pid
+        return self._process.pid if self._process is not None and self.running else None
+
+    @property
+    def stderr(self) -> str:
+        """What the process, and its predecessors, said on standard error: the last 1,000 lines."""
+        return self._stderr.text()
 
     @property
     def running(self) -> bool:
@@ -150,7 +153,7 @@ class ServerProcess:
         assert process.stderr is not None
         self._readers = [
             threading.Thread(target=_watch, args=(process.stdout, ready, event), daemon=True),
-            threading.Thread(target=_collect, args=(process.stderr, self.stderr), daemon=True),
+            threading.Thread(target=self._stderr.collect, args=(process.stderr,), daemon=True),
         ]
         for reader in self._readers:
             reader.start()
@@ -281,7 +284,7 @@ class ServerProcess:
                     stream.close()
 
     def _stderr_text(self) -> str:
-        return "its standard error:\n" + ("".join(self.stderr) or "(nothing)")
+        return f"its standard error:\n{self.stderr or '(nothing)'}"
 
 
 def _watch(stream: IO[str], ready: collections.deque[str], event: threading.Event) -> None:
@@ -293,8 +296,21 @@ def _watch(stream: IO[str], ready: collections.deque[str], event: threading.Even
     event.set()
 
 
-def _collect(stream: IO[str], lines: collections.deque[str]) -> None:
-    lines.extend(stream)
+class _Lines:
+    """The last lines of a stream, kept by one thread and read by others."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lines: collections.deque[str] = collections.deque(maxlen=1000)
+
+    def collect(self, stream: IO[str]) -> None:
+        for line in stream:
+            with self._lock:
+                self._lines.append(line)
+
+    def text(self) -> str:
+        with self._lock:
+            return "".join(self._lines)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

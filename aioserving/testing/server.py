@@ -60,6 +60,8 @@ _PREDICTION = "/tensorflow.serving.PredictionService/"
 _MODEL = "/tensorflow.serving.ModelService/"
 _HEALTH = "/grpc.health.v1.Health/"
 
+_SERVABLE = ("signatures", "inline", "run", "close")
+
 #: Names that the real server's health service knows; they are not its services' full names.
 _HEALTHY = frozenset({"", "ModelService", "PredictionService"})
 
@@ -126,16 +128,18 @@ class ModelServer:
         models: what to serve, by model name: a servable, a mapping of versions to servables (which are
             all served at once), or the path of a folder with version folders. Servables get the base
             path ``/callable/NAME``, under which a reload can name them.
-        config: further models, as a `ModelServerConfig` message (or a view with `.pb`) or its text.
+        config: further models, as a `ModelServerConfig` message (or a view with `.pb`) or its text; by
+            default those of the flags ``model_config_file`` or ``model_base_path``.
         port: TCP port; 0: any free one; None: no TCP.
         host: address to listen on.
-        unix_socket: path of a Unix socket to listen on as well.
+        unix_socket: path of a Unix socket to listen on as well; default: the flag ``grpc_socket_path``.
         credentials: of both listeners, such as `grpc.ssl_server_credentials(...)`; default: those of
             ``ssl_config_file`` if given, else plaintext.
         options: everything else, as the real server's flags; by default theirs, but a failed load is
             not repeated (the real default would keep a start waiting for five minutes).
         **flags: single fields of `ServerOptions`, over those of `options`:
-            ``ModelServer(models, file_system_poll_wait_seconds=0.1)``.
+            ``ModelServer(models, file_system_poll_wait_seconds=0.1)``. Where it listens on TCP is told
+            by `host` and `port` alone.
 
     Attributes:
         calls: what was called so far.
@@ -162,12 +166,12 @@ class ModelServer:
         self.calls = Calls()
         self.host = host
         self.port = port
-        self.unix_socket = None if unix_socket is None else os.fspath(unix_socket)
+        self.unix_socket = os.fspath(unix_socket or self.options.grpc_socket_path) or None
         if port is None and self.unix_socket is None:
             raise ValueError("a server needs a port or a unix_socket to listen on")
         self._credentials = credentials
         self._registry = CallableRegistry()
-        self._config = _model_server_config(config)
+        self._config = _model_server_config(config, self.options)
         for name, model in (models or {}).items():
             self._add_model(name, model)
         self._loader: Loader = _load
@@ -207,17 +211,10 @@ class ModelServer:
             except StatusError as error:
                 if options.batching_parameters_file in error.message:
                     raise  # it cannot be read; whether it makes sense is found when a model is loaded
-        config = message_class("tensorflow.serving.ModelServerConfig")()
-        if options.model_config_file:
-            config = read_text_proto(options.model_config_file, config)
-        elif options.model_base_path:
-            _add_config(config, options.model_name, options.model_base_path)
         return cls(
             models,
-            config=config,
             port=0 if options.testing_pick_port else options.port or None,
             host=options.testing_host,
-            unix_socket=options.grpc_socket_path or None,
             options=options,
         )
 
@@ -337,11 +334,6 @@ class ModelServer:
         """Stop and start again on the same port, with the configuration of the first start."""
         await self.stop(grace)
         await self.start()
-
-    async def wait_closed(self) -> None:
-        """Return when the server was stopped."""
-        if self._server is not None:
-            await self._server.wait_for_termination()
 
     async def __aenter__(self) -> ModelServer:  # noqa: PYI034 - typing.Self needs Python 3.11
         await self.start()
@@ -741,7 +733,7 @@ def _load(path: str, options: ServerOptions) -> Servable:
 
 def _servable(model: str, servable: Any) -> Any:
     """`servable` as it is, if it can be served."""
-    if isinstance(servable, StatusError) or (hasattr(servable, "signatures") and hasattr(servable, "run")):
+    if isinstance(servable, StatusError) or all(hasattr(servable, name) for name in _SERVABLE):
         return servable
     raise TypeError(
         f"model {model!r} is a servable, a mapping of versions to servables, or the path of a folder, not a "
@@ -749,15 +741,19 @@ def _servable(model: str, servable: Any) -> Any:
     )
 
 
-def _model_server_config(config: Any) -> Any:
-    """A copy of `config` (message, view, text or None) as a message of one list."""
+def _model_server_config(config: Any, options: ServerOptions) -> Any:
+    """A copy of `config` (message, view or text), or the configuration that the flags tell, as a message."""
     message: Any = message_class("tensorflow.serving.ModelServerConfig")()
     if isinstance(config, str):
         parse_text_proto(config, message, source="config")
     elif config is not None:
         message.CopyFrom(getattr(config, "pb", config))
+    elif options.model_config_file:
+        read_text_proto(options.model_config_file, message)
     else:
         message.model_config_list.SetInParent()
+        if options.model_base_path:
+            _add_config(message, options.model_name, options.model_base_path)
     return message
 
 

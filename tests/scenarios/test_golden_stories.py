@@ -137,8 +137,8 @@ async def story(group: str, tell: Callable[[Story], Awaitable[None]], models: Pa
     ):
 
         async def call(method: str, request: bytes, timeout: float) -> bytes:
-            answer: bytes = await channel.unary_unary(method)(request, timeout=timeout)
-            return answer
+            stub: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+            return await stub(request, timeout=timeout)
 
         told = Story(server, call, models)
         await tell(told)

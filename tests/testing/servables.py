@@ -46,6 +46,11 @@ def slow() -> CallableServable:
     return sleeper(0.5)
 
 
+def endless() -> CallableServable:
+    """A model that takes an hour."""
+    return sleeper(3600)
+
+
 twice = times(2)
 
 

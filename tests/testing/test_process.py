@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from aioserving.testing import ServerProcess
@@ -28,6 +28,7 @@ from tests.testing.servables import (
     STATUS,
     predict_request,
     predicted,
+    predicted_version,
     reload_request,
     status_request,
     statuses,
@@ -50,8 +51,8 @@ def call(target: str, method: str, request: bytes, timeout: float = 20) -> bytes
     """One call over a connection of its own."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
     with grpc.insecure_channel(target, options) as channel:
-        answer: bytes = channel.unary_unary(method)(request, timeout=timeout)
-        return answer
+        stub: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+        return stub(request, timeout=timeout)
 
 
 def failure(target: str, timeout: float) -> str:
@@ -98,7 +99,7 @@ def test_serves_until_it_is_left() -> None:
     assert not process.running
     assert repr(process) == f"<ServerProcess {process.target} not running>"
     process.close()
-    assert f"Running gRPC ModelServer at 127.0.0.1:{process.port} ..." in "".join(process.stderr)
+    assert f"Running gRPC ModelServer at 127.0.0.1:{process.port} ..." in process.stderr
 
 
 @pytest.mark.anyio
@@ -124,8 +125,8 @@ async def test_async_use() -> None:
     assert ticks > 10
 
 
-def test_sigterm_drains(tmp_path: Path) -> None:
-    """SIGTERM lets the call in progress end, refuses new ones, and exits with 0."""
+def test_sigterm_drains() -> None:
+    """SIGTERM lets the call in progress end well, and exits with 0."""
     with ServerProcess(callables={"m": "tests.testing.servables:slow"}, env=ENV) as process:
         answers: list[bytes] = []
         caller = threading.Thread(
@@ -136,9 +137,19 @@ def test_sigterm_drains(tmp_path: Path) -> None:
         assert process.terminate() == 0
         caller.join(10)
         assert predicted(answers[0]) == [1.0, 2.0]
-        assert "stopping, with 1 calls in progress" in "".join(process.stderr)
+        assert "stopping, with 1 calls in progress" in process.stderr
         with pytest.raises(ServerProcessError, match="is not running"):
             process.terminate()
+
+
+def test_sigterm_with_a_model_that_does_not_return() -> None:
+    """After the time to drain, the process ends, whatever its models do."""
+    callables = {"m": "tests.testing.servables:endless"}
+    with ServerProcess(callables=callables, env=ENV, testing_drain_seconds=0.2) as process:
+        assert failure(process.target, 0.3) == "DEADLINE_EXCEEDED"
+        begun = time.monotonic()
+        assert process.terminate() == 0
+        assert time.monotonic() - begun < 20
 
 
 def test_ctrl_c(process: ServerProcess) -> None:
@@ -147,7 +158,7 @@ def test_ctrl_c(process: ServerProcess) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGINT)
     assert gone(pid)
-    assert "Traceback" not in "".join(process.stderr)
+    assert "Traceback" not in process.stderr
 
 
 def test_kill_and_restart_on_the_same_port(process: ServerProcess) -> None:
@@ -258,6 +269,16 @@ def test_callables_of_every_kind() -> None:
             assert statuses(call(process.target, STATUS, status_request(name))) == [(1, "AVAILABLE", 0, "")]
 
 
+@pytest.mark.tensorflow
+def test_saved_model() -> None:
+    """--model_name and --model_base_path serve a folder of SavedModels, TensorFlow staying over there."""
+    folder = ROOT / "tests" / "golden" / "models" / "versions"
+    with ServerProcess(model_name="v", model_base_path=str(folder)) as process:
+        answer = call(process.target, PREDICT, predict_request("v"))
+        assert (predicted(answer), predicted_version(answer)) == ([11.0, 12.0], 10)
+        assert process.stderr.count(" I loaded ") == process.stderr.count(" I Running gRPC ModelServer ") == 1
+
+
 def test_unix_socket_alone(tmp_path: Path) -> None:
     """Without a TCP port, the process is reached by its Unix socket."""
     with ServerProcess(
@@ -321,7 +342,7 @@ def test_command_line(
     flags: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     """A command line that cannot work ends with a code and one line saying why; help is no error."""
-    monkeypatch.setattr(command.logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     assert command.main(flags) == code
     output = capsys.readouterr()

@@ -60,8 +60,8 @@ async def connect() -> AsyncIterator[Callable[..., Call]]:
         channels.append(channel)
 
         async def call(method: str, request: bytes, timeout: float | None = 20) -> bytes:
-            answer: bytes = await channel.unary_unary(method)(request, timeout=timeout)
-            return answer
+            stub: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+            return await stub(request, timeout=timeout)
 
         return call
 
@@ -414,7 +414,9 @@ async def test_health_service(connect: Callable[..., Call]) -> None:
         assert (await failure(call("/grpc.health.v1.Health/Check", unknown)))[0] == "NOT_FOUND"
         async with grpc.aio.insecure_channel(server.target) as channel:
             for request, answer in [(b"", b"\x08\x01"), (unknown, b"\x08\x03")]:
-                watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(request)
+                stub: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
+                stub = channel.unary_stream("/grpc.health.v1.Health/Watch")
+                watch = stub(request)
                 assert await watch.read() == answer
                 watch.cancel()
 
@@ -576,7 +578,7 @@ def test_blocking_server() -> None:
     with ModelServer({"m": times(2)}) as server:
         assert isinstance(server, BlockingModelServer)
         with grpc.insecure_channel(server.target) as channel:
-            predict = channel.unary_unary(PREDICT)
+            predict: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PREDICT)
             assert predicted(predict(predict_request("m"), timeout=20)) == [2.0, 4.0]
             server.add_version("m", 2, times(3))
             for _ in range(1000):
