@@ -75,5 +75,5 @@ class AnyMessage(View, message="google.protobuf.Any", module="google.protobuf.an
         return True
 
     def _shown(self, depth: int) -> Any:
-        yield "type_url", short(self.pb.type_url)
-        yield "value", f"<{len(self.pb.value)} bytes>"
+        for descriptor, value in self.pb.ListFields():
+            yield descriptor.name, f"<{len(value)} bytes>" if descriptor.name == "value" else short(value)

@@ -10,7 +10,7 @@ from aioserving.messages._any import AnyMessage
 from aioserving.messages._enums import ModelType
 from aioserving.messages._status import Status
 from aioserving.messages._values import ProtoEnum, Where, enum_of
-from aioserving.messages._view import DictView, ListView, MessageLike, View, field
+from aioserving.messages._view import DictView, ListView, MessageLike, View, field, positional
 
 if TYPE_CHECKING:
     from aioserving.messages._view import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MapOf,
         MapTo,
         Maybe,
+        PbOr,
         Scalar,
         Sub,
         SubOr,
@@ -163,6 +164,9 @@ class ModelServerConfig(View, message="tensorflow.serving.ModelServerConfig"):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+        pb: PbOr[Iterable[ModelConfig | MessageLike]] = positional(default=None, kw_only=False)
+
     model_config_list: SubOr[ModelConfigList, Iterable[ModelConfig | MessageLike]] = field("The models.")
     custom_model_config: SubOr[AnyMessage, View] = field("Settings of a server that is not the standard one.")
 
@@ -177,7 +181,7 @@ class ModelServerConfig(View, message="tensorflow.serving.ModelServerConfig"):
         ):
             cls._fields["model_config_list"].fill(pb, value)
             return True
-        if isinstance(value, (str, bytes, Mapping, View)) or not hasattr(value, "__iter__"):
+        if isinstance(value, (str, bytes, Mapping, View)) or not isinstance(value, Iterable):
             return False
         cls._fields["model_config_list"].fill(pb, value)
         return True

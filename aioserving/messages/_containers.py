@@ -89,29 +89,42 @@ class ListMethods(MutableSequence[T], Generic[T, G]):
             else:
                 items[index] = element.prepare(value, self._field, index)
             return
-        # Prepared values may be items of this very list: their content is taken before any moves.
         prepared = self._prepare_all(value)
-        if not element.composite:
-            items[index] = prepared
-            return
-        prepared = [_copy(message) for message in prepared]
-        start, stop, step = index.indices(len(items))
-        slots = range(start, stop, step)
-        if step == 1:
-            slots = range(start, max(start, stop))
-            for _ in range(len(prepared) - len(slots)):
-                items.insert(slots.stop, type(prepared[0])())
-            del items[start + len(prepared) : slots.stop]
+        slots = range(len(items))[index]
+        if element.composite:
+            # They may be items of this very list: their content is taken before any of them moves.
+            prepared = [_copy(message) for message in prepared]
+        if slots.step == 1:
+            start, stop = slots.start, max(slots.start, slots.stop)
+            if not element.composite:
+                items[start:stop] = prepared
+                return
+            for _ in range(len(prepared) - (stop - start)):
+                items.insert(stop, type(prepared[0])())
+            del items[start + len(prepared) : stop]
             slots = range(start, start + len(prepared))
         elif len(slots) != len(prepared):
             raise ValueError(
                 f"attempt to assign sequence of size {len(prepared)} to extended slice of size {len(slots)}"
             )
-        for slot, message in zip(slots, prepared, strict=True):
-            items[slot].CopyFrom(message)
+        for slot, item in zip(slots, prepared, strict=True):
+            if element.composite:
+                items[slot].CopyFrom(item)
+            else:
+                items[slot] = item
 
     def __delitem__(self, index: int | slice) -> None:
-        del self._writable()[index]
+        items = self._writable()
+        if not isinstance(index, slice):
+            del items[index]
+            return
+        # protobuf 7 crashes on, or takes the wrong items of, some slices with a step.
+        doomed = range(len(items))[index]
+        if doomed.step == 1:
+            del items[doomed.start : max(doomed.start, doomed.stop)]
+        else:
+            for position in sorted(doomed, reverse=True):
+                del items[position]
 
     def insert(self, index: int, value: T | G) -> None:
         """Put `value` before the item at `index`."""
@@ -155,6 +168,8 @@ class ListMethods(MutableSequence[T], Generic[T, G]):
         items = self._writable()
         if not items:
             raise IndexError(f"pop from empty {self._field.label}")
+        # protobuf takes the last item where there is none at `index`.
+        index = range(len(items))[index]
         return self._field.element.read(items.pop(index), False)  # type: ignore[no-any-return]
 
     def clear(self) -> None:
@@ -193,7 +208,7 @@ class ListMethods(MutableSequence[T], Generic[T, G]):
 
     def _prepare_all(self, values: Any) -> list[Any]:
         field = self._field
-        if isinstance(values, (str, bytes, bytearray, Mapping)) or not hasattr(values, "__iter__"):
+        if isinstance(values, (str, bytes, bytearray, Mapping)) or not isinstance(values, Iterable):
             raise wrong_type(field, NO_KEY, f"a list whose items are {field.element.expected}", values)
         if isinstance(values, ListMethods):
             values = values._items

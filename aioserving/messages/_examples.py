@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aioserving.messages._values import NO_KEY, Where, place, short, wrong_type
-from aioserving.messages._view import DictView, ListView, MessageLike, View, field
+from aioserving.messages._view import DictView, ListView, MessageLike, View, field, positional
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     import numpy.typing as npt
 
-    from aioserving.messages._view import Items, Many, MapToOr, Sub, SubOr
+    from aioserving.messages._view import Items, Many, MapToOr, PbOr, Sub, SubOr
 
     FeatureValue: TypeAlias = npt.ArrayLike | str | bytes | Iterable[Any]
 
@@ -67,6 +67,9 @@ class Feature(View, message="tensorflow.Feature"):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+        pb: PbOr[FeatureValue] = positional(default=None, kw_only=False)
+
     bytes_list: SubOr[BytesList, Iterable[bytes]] = field("Byte strings.")
     float_list: SubOr[FloatList, Iterable[float]] = field("float32 numbers.")
     int64_list: SubOr[Int64List, Iterable[int]] = field("int64 numbers.")
@@ -116,7 +119,7 @@ class Feature(View, message="tensorflow.Feature"):
             values = value.ravel().tolist()
             if not values:
                 return name, []
-        elif isinstance(value, (str, bytes, bytearray)) or not hasattr(value, "__iter__"):
+        elif isinstance(value, (str, bytes, bytearray)) or not isinstance(value, Iterable):
             values = [value]
         else:
             values = _flat(list(value), where, key)

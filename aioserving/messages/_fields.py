@@ -115,7 +115,7 @@ class _Bound(Field[Any, Any]):
         view._assign(self.name, value)
 
     def _delete(self, view: View) -> None:
-        view._own().ClearField(self.name)
+        view._own(self.label, AttributeError).ClearField(self.name)
 
     def has(self, pb: Any) -> bool:
         """Whether the field is set: present, not empty, or not zero, whichever applies."""

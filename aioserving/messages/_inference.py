@@ -10,7 +10,12 @@ from aioserving.messages._spec import ModelSpec
 from aioserving.messages._view import ListView, MessageLike, View, field
 
 if TYPE_CHECKING:
-    from aioserving.messages._view import Many, Scalar, Sub, SubOr
+    from typing import TypeAlias
+
+    from aioserving.messages._view import Many, ManyOr, Scalar, Sub, SubOr
+
+    #: What stands for the classes of one example.
+    ClassesLike: TypeAlias = "MessageLike | Iterable[Class | MessageLike]"
 
 __all__ = [
     "Class",
@@ -49,7 +54,7 @@ class Classifications(
 
 
 class ClassificationResult(
-    ListView[Classifications, MessageLike],
+    ListView[Classifications, "ClassesLike"],
     message="tensorflow.serving.ClassificationResult",
     content="classifications",
 ):
@@ -57,7 +62,9 @@ class ClassificationResult(
 
     __slots__ = ()
 
-    classifications: Many[Classifications] = field("The classes of each example.")
+    classifications: ManyOr[Classifications, Iterable[Class | MessageLike]] = field(
+        "The classes of each example."
+    )
 
 
 class ClassificationRequest(View, message="tensorflow.serving.ClassificationRequest"):
@@ -75,7 +82,7 @@ class ClassificationResponse(View, message="tensorflow.serving.ClassificationRes
     __slots__ = ()
 
     model_spec: Sub[ModelSpec] = field("The model and signature, and the version that answered.")
-    result: SubOr[ClassificationResult, Iterable[Classifications | MessageLike]] = field(
+    result: SubOr[ClassificationResult, Iterable[Classifications | ClassesLike]] = field(
         "Classes per example."
     )
 
@@ -135,7 +142,7 @@ class InferenceResult(View, message="tensorflow.serving.InferenceResult"):
     __slots__ = ()
 
     model_spec: Sub[ModelSpec] = field("The model and signature, and the version that answered.")
-    classification_result: SubOr[ClassificationResult, Iterable[Classifications | MessageLike]] = field(
+    classification_result: SubOr[ClassificationResult, Iterable[Classifications | ClassesLike]] = field(
         "The result of a classify task."
     )
     regression_result: SubOr[RegressionResult, Iterable[Regression | MessageLike]] = field(

@@ -10,7 +10,7 @@ from aioserving.messages._any import AnyMessage
 from aioserving.messages._spec import ModelSpec
 from aioserving.messages._structures import TypeSpecProto
 from aioserving.messages._values import Where
-from aioserving.messages._view import DictView, MessageLike, View, field
+from aioserving.messages._view import DictView, MessageLike, View, field, positional
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MapTo,
         MapToOr,
         Maybe,
+        PbOr,
         Scalar,
         Sub,
         SubOr,
@@ -53,6 +54,9 @@ class TensorShapeProto(View, message="tensorflow.TensorShapeProto"):
         size: Scalar[int] = field("The size; -1 if it is not known.")
         name: Scalar[str] = field("A name, mostly empty.")
 
+    if TYPE_CHECKING:
+        pb: PbOr[Sizes] = positional(default=None, kw_only=False)
+
     dim: Many[Dim] = field("The dimensions.")
     unknown_rank: Scalar[bool] = field("Whether not even the number of dimensions is known.")
 
@@ -68,7 +72,7 @@ class TensorShapeProto(View, message="tensorflow.TensorShapeProto"):
 
     @classmethod
     def _take(cls, pb: Any, value: Any, where: Where, key: object) -> bool:
-        if isinstance(value, (str, bytes, Mapping, View)) or not hasattr(value, "__iter__"):
+        if isinstance(value, (str, bytes, Mapping, View)) or not isinstance(value, Iterable):
             return False
         sizes = [
             {"size": -1 if size is None else size} if size is None or hasattr(size, "__index__") else size

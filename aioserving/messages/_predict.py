@@ -62,11 +62,11 @@ class PredictRequest(View, message="tensorflow.serving.PredictRequest"):
 
             estimated_payload_bytes: Scalar[int] = field("Size of the request to come, in bytes.")
 
-        client_id: Maybe[str] = field("Who is asking, or None.")
+        client_id: Maybe[bytes] = field("Who is asking, or None.")
         deterministic_mode: MaybeEnumOf[DeterministicMode] = field("How repeatable answers are, or None.")
         return_additional_arrays_from_prefill: Maybe[bool] = field("Whether to return arrays of the prefill.")
-        return_stoptokens: Items[bool] = field("Whether to return stop tokens, per sequence.")
-        return_all_stoptokens: Maybe[bool] = field("Whether to return all stop tokens.")
+        return_stoptokens: Items[int] = field("The tokens that end an answer and are returned.")
+        return_all_stoptokens: Maybe[bool] = field("Whether all tokens that end an answer are returned.")
         max_cache_length: Maybe[int] = field("Length of the cache, or None.")
         handshake: Sub[Handshake] = field("What is said before a large request.")
 

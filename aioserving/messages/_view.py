@@ -62,7 +62,7 @@ else:
         return lambda cls: cls
 
 
-__all__ = ["DictView", "Field", "ListView", "MessageLike", "View", "field"]
+__all__ = ["DictView", "Field", "ListView", "MessageLike", "View", "field", "positional"]
 
 #: Levels of messages that a repr opens.
 DEPTH = 3
@@ -79,7 +79,7 @@ _views: dict[str, type[View]] = {}
 _lock = threading.RLock()
 
 
-def _positional(*, default: Any, kw_only: bool) -> Any:
+def positional(*, default: Any = None, kw_only: bool = False) -> Any:
     """Mark, for type checkers, the one positional argument of constructors."""
 
 
@@ -97,7 +97,7 @@ class _SignatureOfView:
         )
 
 
-@dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(_positional,))
+@dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(positional,))
 class _Declarations:
     """What type checkers read constructors from."""
 
@@ -148,7 +148,7 @@ class View(_Declarations):
     __signature__: ClassVar[_SignatureOfView] = _SignatureOfView()
 
     if TYPE_CHECKING:
-        pb: Field[Any, Message | View | Mapping[str, Any] | None] = _positional(default=None, kw_only=False)
+        pb: Field[Any, View | MessageLike | None] = positional(default=None, kw_only=False)
 
         @property
         def _settable(self) -> Mapping[str, type | None]:
@@ -166,7 +166,8 @@ class View(_Declarations):
     ) -> None:
         super().__init_subclass__(**options)
         if message is not None:
-            cls.__module__ = "aioserving.messages"
+            if cls.__module__.startswith("aioserving.messages."):
+                cls.__module__ = "aioserving.messages"
             cls._message_name, cls._module, cls._readonly = message, module, readonly
             cls._content, cls._as_value = content, as_value
             cls._message_class, cls._fields = None, {}
@@ -533,9 +534,14 @@ class View(_Declarations):
 
     def __eq__(self, other: object) -> bool:
         raw = other.pb if isinstance(other, View) else other
-        if isinstance(raw, self._message_class):
+        if not isinstance(raw, self._message_class):
+            return NotImplemented
+        try:
             return bool(self.pb == raw)
-        return NotImplemented
+        except KeyError:  # protobuf in Python, about a type packed in an Any that it does not know
+            return bool(
+                self.pb.SerializeToString(deterministic=True) == raw.SerializeToString(deterministic=True)
+            )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -650,9 +656,7 @@ class ListView(View, ListMethods[T, G]):
     __slots__ = ()
 
     if TYPE_CHECKING:
-        pb: Field[Any, Message | View | Mapping[str, Any] | Iterable[Any] | None] = _positional(
-            default=None, kw_only=False
-        )
+        pb: PbOr[Iterable[Any]] = positional(default=None, kw_only=False)
 
     @property
     def _items(self) -> Any:
@@ -668,7 +672,7 @@ class ListView(View, ListMethods[T, G]):
 
     @classmethod
     def _take(cls, pb: Any, value: Any, where: Where, key: object) -> bool:
-        if isinstance(value, (str, bytes, bytearray, Mapping)) or not hasattr(value, "__iter__"):
+        if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
             return False
         cls._fields[cls._content].fill(pb, value)
         return True
@@ -759,6 +763,7 @@ if TYPE_CHECKING:
     #: What can be sent as a tensor.
     TensorLike: TypeAlias = npt.ArrayLike | Message
 
+    PbOr: TypeAlias = Field[Any, View | MessageLike | G | None]
     Scalar: TypeAlias = Field[T, T]
     Maybe: TypeAlias = Field[T | None, T | None]
     EnumOf: TypeAlias = Field[E, E | int | str]
@@ -770,6 +775,7 @@ if TYPE_CHECKING:
     SubOr: TypeAlias = Field[V, V | MessageLike | G | None]
     Items: TypeAlias = Field[Repeated[T, T], Iterable[T]]
     Many: TypeAlias = Field[Repeated[V, MessageLike], Iterable[V | MessageLike]]
+    ManyOr: TypeAlias = Field[Repeated[V, MessageLike | G], Iterable[V | MessageLike | G]]
     MapOf: TypeAlias = Field[Map[str, T, T], Mapping[str, T]]
     MapTo: TypeAlias = Field[Map[str, V, MessageLike], Mapping[str, V | MessageLike]]
     MapToOr: TypeAlias = Field[Map[str, V, MessageLike | G], Mapping[str, V | MessageLike | G]]
