@@ -210,12 +210,21 @@ def encode_predict_request(
         UnsupportedTypeError: an array holds what no TensorProto can; the message names the input.
         MessageTooLargeError: the request would be larger than `MAX_MESSAGE_BYTES`.
     """
-    pieces: _Pieces = [_spec_field(1, model_spec)]
+    pieces: _Pieces
+    if len(inputs) == 1 and not output_filter and not data_types:
+        # What most models are called with: one look-up.
+        ((name, array),) = inputs.items()
+        if type(array) is np.ndarray and array.flags.c_contiguous:
+            before = _before_data(model_spec, name, array.dtype, array.shape)
+            if before is not None:
+                pieces = [before, array]
+                return b"".join(pieces)
+    pieces = [_spec_field(1, model_spec)]
     size = len(pieces[0])
     for name, array in inputs.items():
         data_type = data_types.get(name) if data_types else None
         if type(array) is np.ndarray and array.flags.c_contiguous:
-            entry = _plain_entry(_REQUEST_INPUTS, name, array.dtype, array.shape, data_type)
+            entry = _plain_entry(name, array.dtype, array.shape, data_type)
             if entry is not None:
                 pieces += (entry[0], array)
                 size += entry[1]
@@ -298,14 +307,23 @@ def _join_tensor(pieces: _Pieces, size: int) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _plain_entry(
-    tag: int, name: str, dtype: np.dtype, shape: tuple[int, ...], data_type: int | None
-) -> tuple[bytes, int] | None:
-    """What precedes the tensor's data in a map entry, and the size of both; None if not `_is_plain`.
+def _before_data(model_spec: bytes, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bytes | None:
+    """All of a request for one input that precedes the array's memory; None where that memory will not do.
 
-    Models are called with the same few names, dtypes and shapes again and again: this is all the
-    work on a request that does not depend on the values, done once.
+    Models are called with the same name, dtype and shape again and again: this is all the work on a
+    request that does not depend on the values, done once.
     """
+    entry = _plain_entry(name, dtype, shape, None)
+    before = _spec_field(1, model_spec)
+    # Too large a request is left to the general path, which says so.
+    return None if entry is None or len(before) + entry[1] > MAX_MESSAGE_BYTES else before + entry[0]
+
+
+@lru_cache(maxsize=1024)
+def _plain_entry(
+    name: str, dtype: np.dtype, shape: tuple[int, ...], data_type: int | None
+) -> tuple[bytes, int] | None:
+    """What precedes the tensor's data in an input, and the size of both; None if not `_is_plain`."""
     try:
         info = _sent_as(dtype, data_type)
     except UnsupportedTypeError:
@@ -316,7 +334,7 @@ def _plain_entry(
     for length in shape:
         size *= length
     header = _tensor_header(info.data_type, shape) + _content_header(size)
-    entry = _entry_header(tag, name, len(header) + size) + header
+    entry = _entry_header(_REQUEST_INPUTS, name, len(header) + size) + header
     return entry, len(entry) + size
 
 
