@@ -180,12 +180,10 @@ class Transport:
         if self._closed:
             raise errors.ClientClosedError("the connection was closed")
         handle = self._handles.get(method)
-        if handle is None:
-            handle = self._handles[method] = (
-                method.encode(),
-                self._channel._get_registered_call_handle(method, True),  # type: ignore[attr-defined]
-            )
         try:
+            if handle is None:
+                name = method.encode()
+                handle = self._handles[method] = (name, self._core.get_registered_call_handle(name))  # type: ignore[union-attr]
             call = self._core.call(  # type: ignore[union-attr]
                 handle[0],
                 None if timeout is None or timeout > _ENDLESS else time.time() + timeout,
@@ -195,6 +193,9 @@ class Transport:
             )
         except cygrpc.UsageError as error:
             raise errors.ClientClosedError("the connection was closed") from error
+        except (TypeError, AttributeError):  # another grpcio's core: nothing was sent yet
+            self.call = self._call_public
+            return await self._call_public(method, request, timeout, metadata)
         active = self._active
         active.add(call)
         try:
@@ -210,7 +211,7 @@ class Transport:
         if call.is_ok():
             return response  # type: ignore[no-any-return]
         if call.is_locally_cancelled():
-            raise errors.ClientClosedError("the client was closed while the call was under way")
+            raise errors.ClientClosedError(_CUT_OFF)
         status = await call.status()
         raise error_from_status(
             _CODE_NAMES.get(status.code(), "UNKNOWN"),
@@ -236,8 +237,18 @@ class Transport:
             call = function(request, timeout=timeout, metadata=tuple(metadata) if metadata else None)
         except cygrpc.UsageError as error:
             raise errors.ClientClosedError("the connection was closed") from error
+        # Awaited directly, the call would answer a cancellation of this task with a CancelledError of its
+        # own, without the message by which anyio's cancel scopes know theirs on Python 3.10.
+        waiting = asyncio.ensure_future(call)
         try:
-            return await call  # type: ignore[no-any-return]
+            await asyncio.wait((waiting,))
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        try:
+            return waiting.result()  # type: ignore[no-any-return]
+        except asyncio.CancelledError:
+            raise errors.ClientClosedError(_CUT_OFF) from None
         except aio.AioRpcError as error:
             raise error_from_status(
                 error.code().name,
@@ -246,11 +257,6 @@ class Transport:
                 method=method,
                 debug=error.debug_error_string() or "",
             ) from error
-        except asyncio.CancelledError:
-            # grpc.aio raises the same for a call that `close` cancelled under its waiting caller.
-            if self._closed and not _being_cancelled():
-                raise errors.ClientClosedError("the client was closed while the call was under way") from None
-            raise
 
     def _unary_unary(self, method: str) -> Callable[..., Any]:
         return self._channel.unary_unary(method)  # bytes in, bytes out: no (de)serializers
@@ -288,12 +294,7 @@ class Transport:
         _live.discard(self)
 
 
-def _being_cancelled() -> bool:
-    """Whether the current task itself was asked to stop (known from Python 3.11 on; else assume so)."""
-    task = asyncio.current_task()
-    cancelling = getattr(task, "cancelling", None)
-    return cancelling is None or cancelling() > 0
-
+_CUT_OFF: Final = "the client was closed while the call was under way"
 
 try:
     from grpc._cython import cygrpc  # type: ignore[attr-defined]

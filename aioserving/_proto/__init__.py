@@ -184,8 +184,9 @@ def _run(name: str) -> types.ModuleType:
     if spec is None:
         if name.startswith("tensorflow."):
             return _from_descriptor_set(name)
+        hint = "upgrade" if _find("tensorflow_serving.apis.model_pb2") else "install"
         raise ImportError(
-            f"cannot find {name}: install tensorflow-serving-api (pip install tensorflow-serving-api; "
+            f"cannot find {name}: {hint} tensorflow-serving-api (pip install -U tensorflow-serving-api; "
             "add --no-deps to leave out TensorFlow, which aioserving does not need)",
             name=name,
         )
