@@ -74,8 +74,10 @@ class ListMethods(MutableSequence[T], Generic[T, G]):
         return read(self._items[index], frozen)  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[T]:
-        read, frozen = self._field.element.read, self._frozen
-        return (read(raw, frozen) for raw in self._items)
+        element, frozen = self._field.element, self._frozen
+        if element.as_stored:
+            return iter(self._items)
+        return (element.read(raw, frozen) for raw in self._items)
 
     @overload
     def __setitem__(self, index: int, value: T | G) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -119,7 +120,8 @@ def _load_packed_types(text: str) -> None:
     for full_name in set(re.findall(r"[\w.-]+/((?:\w+\.)+\w+)", text)):
         found = _view._views.get(full_name)
         if found is not None and found._message_class is None:
-            found._bind()
+            with contextlib.suppress(ImportError):  # newer than what is installed
+                found._bind()
 
 
 def _advice(reason: str) -> str:

@@ -67,6 +67,12 @@ class _Short(reprlib.Repr):
     def repr_ndarray(self, array: np.ndarray, level: int) -> str:
         return f"<{array.dtype} array of shape {array.shape}>"
 
+    def repr_instance(self, value: Any, level: int) -> str:
+        raw = getattr(value, "pb", value)
+        if is_message(raw):  # whose own repr is the whole of it
+            return f"a {raw.DESCRIPTOR.full_name}"
+        return super().repr_instance(value, level)
+
     def repr_bytes(self, data: bytes, level: int) -> str:
         return repr(data) if len(data) <= 40 else f"{data[:24]!r}... <{len(data)} bytes>"
 
@@ -77,7 +83,12 @@ short: Callable[[object], str] = _Short().repr
 
 def wrong_type(where: Where, key: object, expected: str, value: object) -> TypeError:
     """The error for a value of a type that the field does not take."""
-    return TypeError(f"{place(where, key)}: expected {expected}, got {short(value)} ({type(value).__name__})")
+    got = (
+        short(value)
+        if is_message(getattr(value, "pb", value))
+        else f"{short(value)} ({type(value).__name__})"
+    )
+    return TypeError(f"{place(where, key)}: expected {expected}, got {got}")
 
 
 def place(where: Where, key: object) -> str:
@@ -99,6 +110,8 @@ class Element:
     exact: type | None = None
     #: Whether the value is a message on protobuf's side.
     composite: ClassVar[bool] = False
+    #: Whether the value reads as it is stored.
+    as_stored: ClassVar[bool] = True
 
     def read(self, raw: Any, frozen: bool) -> Any:
         """The value as Python sees it; `frozen` makes views of messages read-only."""
@@ -136,6 +149,7 @@ class Composite(Element):
     """A kind of value that is a message on protobuf's side."""
 
     composite = True
+    as_stored = False
 
     def fill(self, pb: Any, value: Any, where: Where, key: object = NO_KEY) -> None:
         """Put `value` into the empty message `pb`; after an error `pb` may be half filled."""
@@ -325,6 +339,8 @@ def unknown_member(python_enum: type[E], number: int) -> E:
 class EnumElement(Element):
     """A number that reads as a member of an `IntEnum`; a member, its number or its name may be given."""
 
+    as_stored = False
+
     def __init__(self, python_enum: type[enum.IntEnum]) -> None:
         self.enum = self.exact = python_enum
         self.members: Mapping[int, enum.IntEnum] = {int(member): member for member in python_enum}
@@ -509,6 +525,5 @@ class TensorElement(Composite):
         if isinstance(value, self.message_class):
             return bool(raw == value)
         stored, given = self.read(raw, True), np.asarray(value)
-        if stored.dtype == object:
-            given = given.astype(object)
+        given = given.astype(object if stored.dtype == object else given.dtype.newbyteorder("="))
         return stored.dtype == given.dtype and np.array_equal(stored, given)

@@ -16,6 +16,7 @@ The annotations are for editors and type checkers alone, which take constructors
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import types
@@ -125,6 +126,7 @@ class View(_Declarations):
     Raises:
         TypeError: no such field (the nearest name is suggested), or a value of the wrong type.
         ValueError: a value out of range, or two fields that exclude each other (of one oneof).
+        ImportError: the installed `tensorflow-serving-api` does not have the message, or is missing.
     """
 
     __slots__ = ("__weakref__", "_settable", "pb")
@@ -232,14 +234,20 @@ class View(_Declarations):
         """Load every message that there is a view for, so that protobuf can open what is packed in an Any."""
         for view_class in list(_views.values()):
             if view_class._message_class is None:
-                view_class._bind()
+                with contextlib.suppress(ImportError):  # newer than what is installed
+                    view_class._bind()
 
     @classmethod
     def _load(cls) -> Any:
-        if not cls._module:
-            return _proto.message_class(cls._message_name)
-        loader = importlib.import_module if cls._module.startswith("google.") else _proto.load_module
-        return getattr(loader(cls._module), cls._message_name.rpartition(".")[2])
+        try:
+            if not cls._module:
+                return _proto.message_class(cls._message_name)
+            loader = importlib.import_module if cls._module.startswith("google.") else _proto.load_module
+            return getattr(loader(cls._module), cls._message_name.rpartition(".")[2])
+        except AttributeError:
+            raise ImportError(
+                f"the installed tensorflow-serving-api has no {cls._message_name}; a newer one may"
+            ) from None
 
     @classmethod
     def _bind_fields(cls, message_class: Any, pending: dict[type[View], Any]) -> None:
@@ -361,12 +369,7 @@ class View(_Declarations):
         if isinstance(raw, cls._message_class):
             pb.CopyFrom(raw)
         elif not cls._take(pb, value, where, key):
-            if not isinstance(value, Mapping):
-                if is_message(raw):
-                    raise TypeError(
-                        f"{wrong_type(where, key, cls._expected(), value)}".partition(", got ")[0]
-                        + f", got a {raw.DESCRIPTOR.full_name}"
-                    )
+            if not isinstance(value, Mapping) or isinstance(value, View):
                 raise wrong_type(where, key, cls._expected(), value)
             cls._fill_fields(pb, value)
 
