@@ -12,7 +12,8 @@ What waits is interrupted by Ctrl-C, and the call is then cancelled, not left ru
 from __future__ import annotations
 
 import asyncio
-import sys
+import atexit
+import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
@@ -29,7 +30,9 @@ from aioserving.status import ModelStatus, VersionStatus
 from aioserving.transport import ChannelOptions, check_fork, process_generation
 
 if TYPE_CHECKING:
-    from anyio.from_thread import BlockingPortal, BlockingPortalProvider
+    from contextlib import AbstractContextManager
+
+    from anyio.from_thread import BlockingPortal
     from google.protobuf.message import Message
     from typing_extensions import Self
 
@@ -40,19 +43,65 @@ __all__ = ["BlockingModel", "Client"]
 
 T = TypeVar("T")
 
-_provider: BlockingPortalProvider | None = None
-_provider_lock = threading.Lock()
+
+class _SharedLoop:
+    """The event loop of all `Client`s of this process, in a thread that lives while there is one.
+
+    anyio's `BlockingPortalProvider` counts its users too, but only lets go of the thread by waiting for
+    it, which neither a finalizer nor an interpreter that is shutting down can do.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._portal: AbstractContextManager[BlockingPortal] | None = None
+        self._generation = process_generation()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread = 0
+
+    def __repr__(self) -> str:
+        return f"<_SharedLoop with {self._users} users, {'running' if self.loop else 'stopped'}>"
+
+    def acquire(self) -> tuple[asyncio.AbstractEventLoop, int]:
+        """The loop and its thread's identifier; starts them for the first user."""
+        from anyio.from_thread import start_blocking_portal
+
+        with self._lock:
+            if self._generation != process_generation():  # a forked child has no such thread
+                self._users, self._portal, self.loop = 0, None, None
+                self._generation = process_generation()
+            if self.loop is None:
+                context = start_blocking_portal("asyncio")
+                portal = context.__enter__()
+                self._portal = context
+                self.loop, self.thread = portal.call(_loop_and_thread)
+            self._users += 1
+            return self.loop, self.thread
+
+    def release(self) -> None:
+        """One user less; the last one stops the loop and waits for its thread."""
+        with self._lock:
+            self._users -= 1
+            if self._users <= 0:
+                self._stop()
+
+    def forget(self) -> None:
+        """One user less, said by a finalizer, which can wait for nothing: the thread goes on for now."""
+        self._users -= 1
+
+    def _stop(self) -> None:
+        portal, self._portal, self.loop = self._portal, None, None
+        if portal is not None:
+            portal.__exit__(None, None, None)
+
+    def at_exit(self) -> None:
+        """Stop while threads still run: afterwards nothing could, and the interpreter would hang."""
+        if self._generation == process_generation():
+            self._stop()
 
 
-def _shared_loop() -> BlockingPortalProvider:
-    """The one provider of this process; entering it gives the portal of the shared loop's thread."""
-    global _provider
-    with _provider_lock:
-        if _provider is None:
-            from anyio.from_thread import BlockingPortalProvider
-
-            _provider = BlockingPortalProvider()
-        return _provider
+_shared_loop = _SharedLoop()
+atexit.register(_shared_loop.at_exit)
 
 
 class Client:
@@ -102,7 +151,6 @@ class Client:
             pool=pool,
             channel_options=channel_options,
         )
-        self._portal: BlockingPortal | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._generation = -1
@@ -136,8 +184,7 @@ class Client:
             if self._closed:
                 return
             self._closed = True
-            portal, self._portal = self._portal, None
-        if portal is None:
+        if self._loop is None:
             return
         if self._generation != process_generation():
             self._client._pool.abandon()
@@ -145,17 +192,18 @@ class Client:
         try:
             self._call(self._client.aclose(grace))
         finally:
-            _shared_loop().__exit__(None, None, None)
+            _shared_loop.release()
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        if getattr(self, "_portal", None) is None or self._generation != process_generation():
+        loop = getattr(self, "_loop", None)
+        if loop is None or self._closed or self._generation != process_generation():
             return
         _warn(f"unclosed {self!r}: use 'with' or close()", ResourceWarning, stacklevel=2)
         self._client._closed = True  # it would warn a second time
-        loop, pool = self._loop, self._client._pool
-        if loop is not None and not loop.is_closed() and not sys.is_finalizing():
+        _shared_loop.forget()
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
             # grpc closes the sockets with the channels, which have to go on their own loop's thread.
-            loop.call_soon_threadsafe(pool.abandon)
+            loop.call_soon_threadsafe(self._client._pool.abandon)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._client!r}>"
@@ -170,14 +218,7 @@ class Client:
                 raise errors.ClientClosedError("the client is closed")
             if self._loop is None:
                 check_fork()
-                provider = _shared_loop()
-                portal = provider.__enter__()
-                try:
-                    self._loop, self._loop_thread = portal.call(_loop_and_thread)
-                except BaseException:
-                    provider.__exit__(None, None, None)
-                    raise
-                self._portal = portal
+                self._loop, self._loop_thread = _shared_loop.acquire()
                 self._generation = process_generation()
             return self._loop
 
