@@ -110,6 +110,9 @@ _PART_BYTES = 1 << 17
 _MANY_STRINGS = 64
 _SHORT_STRING = 512
 
+# Subclasses (masked arrays, memory maps) are looked at more closely.
+_ndarray = np.ndarray
+
 #: Pieces of a message, to be joined: ``bytes``, or arrays whose memory is what the wire wants.
 _Pieces: TypeAlias = "list[Any]"
 
@@ -210,20 +213,19 @@ def encode_predict_request(
         UnsupportedTypeError: an array holds what no TensorProto can; the message names the input.
         MessageTooLargeError: the request would be larger than `MAX_MESSAGE_BYTES`.
     """
-    pieces: _Pieces
-    if len(inputs) == 1 and not output_filter and not data_types:
+    if len(inputs) == 1 and not (output_filter or data_types):
         # What most models are called with: one look-up.
-        ((name, array),) = inputs.items()
-        if type(array) is np.ndarray and array.flags.c_contiguous:
+        [name] = inputs
+        array = inputs[name]
+        if type(array) is _ndarray and array.flags.c_contiguous:
             before = _before_data(model_spec, name, array.dtype, array.shape)
             if before is not None:
-                pieces = [before, array]
-                return b"".join(pieces)
-    pieces = [_spec_field(1, model_spec)]
+                return b"".join((before, array))  # type: ignore[arg-type]  # arrays are buffers
+    pieces: _Pieces = [_spec_field(1, model_spec)]
     size = len(pieces[0])
     for name, array in inputs.items():
         data_type = data_types.get(name) if data_types else None
-        if type(array) is np.ndarray and array.flags.c_contiguous:
+        if type(array) is _ndarray and array.flags.c_contiguous:
             entry = _plain_entry(name, array.dtype, array.shape, data_type)
             if entry is not None:
                 pieces += (entry[0], array)
@@ -420,7 +422,7 @@ def _spec_field(number: int, model_spec: bytes) -> bytes:
 
 
 def _as_array(value: object) -> np.ndarray:
-    if type(value) is np.ndarray:
+    if type(value) is _ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray):
         raise UnsupportedTypeError("a masked array has no counterpart; fill it first, array.filled(value)")
