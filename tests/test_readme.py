@@ -1,0 +1,68 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aioserving.testing import ModelServer
+
+from .models import digits
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_there_are_blocks() -> None:
+    """The pattern finds them: asynchronous, blocking, testing."""
+    assert len(BLOCKS) >= 3
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_blocks_run(block: str) -> None:
+    """Each block runs by itself against a server with the model that it names."""
+    with ModelServer({"digits": digits()}) as server:
+        code = block.replace("127.0.0.1:8500", server.target)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_that_it_names_exist() -> None:
+    """No link and no command points at nothing."""
+    for link in re.findall(r"\]\(([^)#h][^)]*)\)", README):
+        assert (ROOT / link.replace("\\", "")).exists(), link
+    for script in re.findall(r"python (\S+\.py)", README):
+        assert (ROOT / script).exists(), script
+
+
+def test_the_methods_that_it_lists_exist() -> None:
+    """The table of methods is the clients' own."""
+    from aioserving import AsyncClient, Client
+
+    for kind in (AsyncClient, Client):
+        methods = {name for name in vars(kind) if not name.startswith("_")}
+        listed = set(re.findall(r"client\.(\w+)\(", README))
+        assert methods - {"aclose", "close"} <= listed
+        assert listed <= methods | {"aclose", "close"}
+
+
+def test_the_test_command_is_what_ci_runs() -> None:
+    """CI installs the same extra and runs the same runner as the README's one command."""
+    (command,) = re.findall(r"^(python3 -m venv .*-m pytest)$", README, re.MULTILINE)
+    words = shlex.split(command)
+    script = (ROOT / ".ci" / "run").read_text()
+    assert ".[dev]" in words
+    assert "install -e '.[dev]'" in script
+    assert re.search(r'"\$full/python" -m pytest -p no:cacheprovider$', script, re.MULTILINE)
