@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -691,11 +691,12 @@ class _Converter:
         info: the data type.
         packed_tag: tag of the typed field when it holds all values.
         single_tag: tag of the typed field when it holds one value.
+        wire_type: how one value is framed on its own.
         repeated: whether values may be spread over several occurrences of the field.
     """
 
-    wire_type: ClassVar[int] = LENGTH_DELIMITED
-    repeated: ClassVar[bool] = True
+    wire_type = LENGTH_DELIMITED
+    repeated = True
 
     def __init__(self, info: TypeInfo) -> None:
         self.info = info
@@ -743,7 +744,7 @@ class _Fixed(_Converter):
     def __init__(self, info: TypeInfo) -> None:
         # Complex numbers are written as pairs of numbers of half their size; an odd last one is no pair.
         self.width = info.item_size // 2 if info.numpy_name.startswith("complex") else info.item_size
-        self.wire_type = FIXED32 if self.width == 4 else FIXED64  # type: ignore[misc]
+        self.wire_type = FIXED32 if self.width == 4 else FIXED64
         super().__init__(info)
 
     def from_values(
@@ -959,6 +960,8 @@ def _runtime_varints(packed: memoryview, field: int, count: int) -> np.ndarray:
         end = min(begin + _PART_BYTES, len(packed))
         while end < len(packed) and packed[end - 1] > 0x7F:
             end += 1
+            if end - begin > _PART_BYTES + 10:
+                raise DecodeError("a varint in a packed field is longer than 10 bytes")
         message = _runtime_tensor(b"".join((tag, varint(end - begin), packed[begin:end])))
         part = getattr(message, name)
         if filled < values.size:

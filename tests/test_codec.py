@@ -130,6 +130,16 @@ def assert_same(actual: np.ndarray, expected: np.ndarray) -> None:
         assert actual.tobytes() == expected.tobytes()
 
 
+def assert_equal(actual: np.ndarray, expected: np.ndarray) -> None:
+    """As `assert_same`, but any NaN equals any: values that pass through Python floats lose their kind."""
+    if expected.dtype.kind in "fc" and expected.dtype.isbuiltin == 1:
+        assert actual.shape == expected.shape
+        assert actual.dtype == expected.dtype
+        np.testing.assert_array_equal(actual, expected)
+    else:
+        assert_same(actual, expected)
+
+
 texts = st.binary(max_size=12) | st.binary(min_size=120, max_size=140)
 
 
@@ -275,7 +285,7 @@ def test_typed_fields_of_every_dtype_shape_and_layout_are_read_by_protobuf(
     assert message.HasField("tensor_shape")
     assert [dim.size for dim in message.tensor_shape.dim] == list(shape)
     assert not message.tensor_content
-    assert_same(reference(message), array)
+    assert_equal(reference(message), array)
     assert_same(decode_tensor(body), array)
 
 
@@ -639,7 +649,7 @@ def assert_same_outcome(actual: np.ndarray | str, expected: np.ndarray | str) ->
         assert isinstance(expected, str), f"refused, but protobuf and the rules give {expected!r}"
         assert isinstance(actual, str), f"{actual!r}, but by the rules there is no such tensor"
     else:
-        assert_same(actual, expected)
+        assert_equal(actual, expected)
 
 
 @given(messages())
@@ -903,6 +913,10 @@ HOSTILE = {
     + delimited(5, bytes(5)),
     "varints in parts, one cut": b"\x08\x03" + _shape(2) + delimited(7, b"\x80") + delimited(7, b"\x01"),
     "packed varint of 11 bytes": b"\x08\x03" + _shape(1) + delimited(7, b"\xff" * 10 + b"\x01"),
+    "a varint without end": b"\x08\x03" + _shape(1) + delimited(7, b"\xff" * 300_000),
+    "many varints, then one without end": b"\x08\x03"
+    + _shape(70_000)
+    + delimited(7, b"\xff\x01" * 70_000 + b"\xff" * 20 + b"\x01"),
     "dimension name that is not UTF-8": b"\x08\x01" + delimited(2, delimited(2, b"\x12\x01\xff")),
     "DT_INVALID": _shape(1),
     "REF type": b"\x08\x65" + _shape(1),
@@ -1272,6 +1286,7 @@ KNOWN_TO_PYTHON = [number for number in NATURAL if not number.name.endswith("FNU
 
 
 @pytest.mark.tensorflow
+@pytest.mark.timeout(300)
 @given(data=st.data(), number=st.sampled_from(KNOWN_TO_PYTHON), shape=shapes)
 @PATIENT
 def test_tensorflow_and_we_read_each_other(
@@ -1280,14 +1295,9 @@ def test_tensorflow_and_we_read_each_other(
     """`tf.make_ndarray` reads what we write, and we read what `tf.make_tensor_proto` writes."""
     array = data.draw(values_of(number, shape))
     theirs = tf.make_tensor_proto(array, dtype=tf.as_dtype(int(number)))
-    assert_same(decode_tensor(theirs.SerializeToString()), array)
+    assert_equal(decode_tensor(theirs.SerializeToString()), array)
     assert_same(tf.make_ndarray(TensorProto.FromString(encode_tensor(array))), array)
-    typed = TensorProto.FromString(encode_tensor_typed(array))
-    if array.dtype.kind in "fc" and array.dtype.isbuiltin == 1 and array.dtype != np.float16:
-        # It goes through Python floats, in which a signalling NaN turns quiet.
-        np.testing.assert_array_equal(tf.make_ndarray(typed), array)
-    else:
-        assert_same(tf.make_ndarray(typed), array)
+    assert_equal(tf.make_ndarray(TensorProto.FromString(encode_tensor_typed(array))), array)
 
 
 @pytest.mark.tensorflow
@@ -1300,8 +1310,9 @@ def test_tensorflow_and_we_read_each_others_strings(tf: Any) -> None:
 
 
 @pytest.mark.tensorflow
+@pytest.mark.timeout(300)
 @given(message=messages())
-@settings(PATIENT, max_examples=300)
+@settings(PATIENT, max_examples=200)
 def test_the_cpp_runtime_and_we_agree_on_every_tensor(tf: Any, message: Any) -> None:
     """TensorFlow's own `Tensor::FromProto` accepts what we accept, with equal values, and nothing else."""
     try:
