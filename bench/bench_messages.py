@@ -18,6 +18,7 @@ from aioserving.messages import (
     ModelConfig,
     ModelSpec,
     ModelVersionStatus,
+    PredictRequest,
     SamplingConfig,
     TensorInfo,
     TensorShapeProto,
@@ -41,6 +42,7 @@ def cases() -> list[tuple[str, str, str, Any, dict[str, Any]]]:
     dim = TensorShapeProto.Dim(size=3)
     shape = TensorShapeProto(unknown_rank=True)
     info = TensorInfo(dtype=1)
+    request = PredictRequest(model_spec=spec)
     policy = ModelConfig(model_version_policy={"latest": 2}).model_version_policy
     return [
         ("str, get", "o.name", "o.name", config, {}),
@@ -69,6 +71,8 @@ def cases() -> list[tuple[str, str, str, Any, dict[str, Any]]]:
         ("Int64Value, get", "o.version.value", "o.version", spec, {}),
         ("Int64Value, get None", "o.version.value", "o.version", unlabelled, {}),
         ("Int64Value, set", "o.version.value = 4", "o.version = 4", spec, {}),
+        ("chain, get", "o.model_spec.name", "o.model_spec.name", request, {}),
+        ("chain, set", "o.model_spec.name = 'new'", "o.model_spec.name = 'new'", request, {}),
         ("latest, get", "o.latest.num_versions", "o.latest", policy, {}),
         ("latest, set", "o.latest.num_versions = 4", "o.latest = 4", policy, {}),
     ]

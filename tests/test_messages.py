@@ -1059,6 +1059,29 @@ def test_views_stay_alive_when_their_field_is_assigned() -> None:
     assert request.output_filter == ["b", "c", "d"]
 
 
+def test_reading_a_field_twice_gives_the_same_object() -> None:
+    """A message, list or dict inside reads as one object for as long as it is in the field, and no longer."""
+    config = ModelConfig(model_version_policy={"latest": 1})
+    assert config.model_version_policy is config.model_version_policy
+    assert config.version_labels is config.version_labels
+    assert config.model_version_policy.specific.versions is config.model_version_policy.specific.versions
+    policy, labels = config.model_version_policy, config.version_labels
+    config.pb.Clear()
+    assert config.model_version_policy is not policy
+    config.model_version_policy.latest = 5
+    config.version_labels["new"] = 1
+    assert config == ModelConfig(model_version_policy={"latest": 5}, version_labels={"new": 1})
+    config.pb.ClearField("version_labels")
+    assert config.version_labels == {}
+    assert config.version_labels is not labels
+    spec = ModelSpec(version=1)
+    request = PredictRequest(model_spec=spec)
+    inner = request.model_spec
+    request.pb.model_spec.CopyFrom(ModelSpec(name="copied").pb)
+    assert request.model_spec is inner
+    assert inner.name == "copied"
+
+
 def test_what_is_assigned_is_copied() -> None:
     """As in protobuf, a message owns what is in it: later changes to what was assigned do not show."""
     spec = ModelSpec(name="a")

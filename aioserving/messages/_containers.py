@@ -236,19 +236,15 @@ class Repeated(ListMethods[T, G]):
         pb: protobuf's own container.
     """
 
-    __slots__ = ("_field", "_frozen", "_items")
+    __slots__ = ("_field", "_frozen", "pb")
 
+    pb: Any
     _items: Any
     _field: Any
     _frozen: bool
 
     def __init__(self, items: Any, field: Field[Any, Any], frozen: bool) -> None:
-        self._items, self._field, self._frozen = items, field, frozen
-
-    @property
-    def pb(self) -> Any:
-        """Protobuf's own container, which holds messages or plain values."""
-        return self._items
+        self.pb, self._field, self._frozen = items, field, frozen
 
     def copy(self) -> list[T]:
         """A list of the items; the same items, where they are messages."""
@@ -266,6 +262,10 @@ class Repeated(ListMethods[T, G]):
     def __reduce__(self) -> tuple[Any, ...]:
         # A bare container has no life without its message: what travels is a list.
         return list, (list(self),)
+
+
+# The container, under the name that the methods know.
+Repeated._items = Repeated.__dict__["pb"]
 
 
 class DictMethods(MutableMapping[K, T], Generic[K, T, G]):
@@ -306,9 +306,10 @@ class DictMethods(MutableMapping[K, T], Generic[K, T, G]):
         return self._has(key)
 
     def __getitem__(self, key: K) -> T:
-        if not self._has(key):
-            raise KeyError(key)
-        return self._field.element.read(self._items[key], self._frozen)  # type: ignore[no-any-return]
+        items, field = self._items, self._field
+        if isinstance(key, field.key_type) and key in items:
+            return field.element.read(items[key], self._frozen)  # type: ignore[no-any-return]
+        raise KeyError(key)
 
     def __setitem__(self, key: K, value: T | G) -> None:
         items, field = self._writable(), self._field
@@ -375,19 +376,15 @@ class Map(DictMethods[K, T, G]):
         pb: protobuf's own container.
     """
 
-    __slots__ = ("_field", "_frozen", "_items")
+    __slots__ = ("_field", "_frozen", "pb")
 
+    pb: Any
     _items: Any
     _field: Any
     _frozen: bool
 
     def __init__(self, items: Any, field: Field[Any, Any], frozen: bool) -> None:
-        self._items, self._field, self._frozen = items, field, frozen
-
-    @property
-    def pb(self) -> Any:
-        """Protobuf's own container, which holds messages or plain values."""
-        return self._items
+        self.pb, self._field, self._frozen = items, field, frozen
 
     def copy(self) -> dict[K, T]:
         """A dict of the entries; the same values, where they are messages."""
@@ -406,6 +403,9 @@ class Map(DictMethods[K, T, G]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
+
+
+Map._items = Map.__dict__["pb"]
 
 
 def put(items: Any, key: Any, element: Element, prepared: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from aioserving.messages._containers import DictMethods, Map, Repeated, put, show_dict, show_list
 from aioserving.messages._values import (
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AbsentField", "Field", "bind", "field"]
 
-#: What a read-only view has for `View._settable`.
-READ_ONLY: Mapping[str, type | None] = {}
+#: What a read-only view has instead of the message to set fields of.
+READ_ONLY: Any = object()
 
 
 Got = TypeVar("Got")
@@ -51,6 +51,8 @@ class Field(property, Generic[Got, Given]):
     element: Element
     #: The oneof that the field belongs to, or None.
     oneof: str | None = None
+    #: Whether what it reads as is kept by the view that it was read from.
+    keeps: ClassVar[bool] = False
 
     def __init__(self, doc: str = "", convert: Callable[[Any], Any] | None = None) -> None:
         super().__init__(doc=doc)
@@ -106,9 +108,8 @@ class _Bound(Field[Any, Any]):
         """What reads the attribute of a view."""
         raise NotImplementedError
 
-    @property
-    def unchecked(self) -> type | None:
-        """The type whose instances the message may be given as they are, or None."""
+    def scalar(self) -> tuple[Element, str] | None:
+        """The scalar that assignment sets, and where it is in the message; None if it sets more than that."""
         return None
 
     def _set(self, view: View, value: Any) -> None:
@@ -144,9 +145,8 @@ class _ScalarField(_Bound):
     def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
         return attrgetter(f"pb.{name}")
 
-    @property
-    def unchecked(self) -> type | None:
-        return self.element.exact
+    def scalar(self) -> tuple[Element, str]:
+        return self.element, self.name
 
     def has(self, pb: Any) -> bool:
         return bool(getattr(pb, self.name))
@@ -191,9 +191,8 @@ class _OptionalField(_Bound):
 
         return get
 
-    @property
-    def unchecked(self) -> type | None:
-        return self.element.exact
+    def scalar(self) -> tuple[Element, str]:
+        return self.element, self.name
 
     def assign(self, pb: Any, value: Any) -> None:
         if value is None:
@@ -202,19 +201,29 @@ class _OptionalField(_Bound):
             setattr(pb, self.name, self.element.prepare(value, self))
 
 
+def _keeping(name: str, make: Callable[[Any, bool], Any]) -> Callable[[View], Any]:
+    """Read a field as what `make` makes of it, which is kept for as long as it is what the message holds."""
+
+    def get(view: View) -> Any:
+        raw, inner = getattr(view.pb, name), view._inner
+        made = inner.get(name)
+        if made is None or made.pb is not raw:
+            made = inner[name] = make(raw, view._target is READ_ONLY)
+        return made
+
+    return get
+
+
 class _MessageField(_Bound):
     """A message that reads as a view, present or not; what is set through the view makes it present."""
+
+    keeps = True
 
     element: ViewElement
 
     def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
         assert isinstance(element, ViewElement)
-        of = element.view_class._of
-
-        def get(view: View) -> View:
-            return of(getattr(view.pb, name), view._settable is READ_ONLY)
-
-        return get
+        return _keeping(name, element.view_class._of)
 
     def assign(self, pb: Any, value: Any) -> None:
         if value is None:
@@ -260,18 +269,8 @@ class _ContentField(_ValueField):
 
     element: ContentElement
 
-    def __init__(self, declared: Field[Any, Any], descriptor: Any, element: ContentElement) -> None:
-        super().__init__(declared, descriptor, element)
-        if element.scalar.exact is int:
-            name, inner, assign = self.name, element.name, self.assign
-
-            def assign_int(pb: Any, value: Any) -> None:
-                if type(value) is int and 0 <= value < 2**31:  # in the range of every integer type
-                    setattr(getattr(pb, name), inner, value)
-                else:
-                    assign(pb, value)
-
-            self.assign = assign_int  # type: ignore[method-assign]
+    def scalar(self) -> tuple[Element, str]:
+        return self.element.scalar, f"{self.name}.{self.element.name}"
 
     def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
         assert isinstance(element, ContentElement)
@@ -297,11 +296,10 @@ class _FlagField(_ValueField):
 class _RepeatedField(_Bound):
     """A repeated field, which reads as a list."""
 
-    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        def get(view: View) -> Repeated[Any, Any]:
-            return Repeated(getattr(view.pb, name), self, view._settable is READ_ONLY)
+    keeps = True
 
-        return get
+    def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
+        return _keeping(name, lambda items, frozen: Repeated(items, self, frozen))
 
     @property
     def numpy_name(self) -> str:
@@ -329,16 +327,15 @@ class _RepeatedField(_Bound):
 class _MapField(_Bound):
     """A map field, which reads as a dict."""
 
+    keeps = True
+
     def __init__(self, declared: Field[Any, Any], descriptor: Any, element: Element) -> None:
         super().__init__(declared, descriptor, element)
         self._key = scalar_element(descriptor.message_type.fields_by_name["key"])
         self.key_type = self._key.exact
 
     def reader(self, name: str, element: Element) -> Callable[[Any], Any]:
-        def get(view: View) -> Map[Any, Any, Any]:
-            return Map(getattr(view.pb, name), self, view._settable is READ_ONLY)
-
-        return get
+        return _keeping(name, lambda items, frozen: Map(items, self, frozen))
 
     def has(self, pb: Any) -> bool:
         return len(getattr(pb, self.name)) > 0
@@ -443,3 +440,29 @@ def _is_repeated(descriptor: Any) -> bool:
         return bool(descriptor.is_repeated)
     except AttributeError:  # a protobuf older than the attribute
         return bool(descriptor.label == descriptor.LABEL_REPEATED)
+
+
+def write_setattr(fields: Iterable[_Bound], otherwise: Callable[[Any, str, object], None]) -> Any:
+    """Write the ``__setattr__`` of a view class: the shortest way for a scalar, `otherwise` for the rest.
+
+    Between a value that is in order and the message stand the type of the value and one comparison.
+    (Written out as source, as `dataclasses` does it: to look up what a field needs would take as long
+    as the assignment.) Nothing may reach the message that protobuf refuses: the attempt would mark the
+    message as present all the same.
+    """
+    lines = ["def __setattr__(self, name, value):", "    try:", "        pass"]
+    names: dict[str, Any] = {"otherwise": otherwise}
+    for number, field in enumerate(fields):
+        scalar = field.scalar()
+        if scalar is not None:
+            element, path = scalar
+            names[f"type_{number}"] = element.exact
+            lines += [
+                f"        {'if' if len(names) == 2 else 'elif'} name == {field.name!r}:",
+                f"            if type(value) is type_{number} and {element.sure}:",
+                f"                self._target.{path} = value",
+                "                return",
+            ]
+    lines += ["    except AttributeError:  # read-only", "        pass", "    otherwise(self, name, value)"]
+    exec("\n".join(lines), names)  # noqa: S102  # names and expressions of this library and of descriptors
+    return names["__setattr__"]

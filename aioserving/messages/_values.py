@@ -106,8 +106,10 @@ class Element:
 
     #: What errors say was expected.
     expected: str
-    #: The type whose instances protobuf may be handed without a look at them, or None.
+    #: The type that values have as a rule, and have to have for `sure`; None for messages.
     exact: type | None = None
+    #: An expression that is true of a `value` of type `exact` only if protobuf is sure to take it.
+    sure: ClassVar[str] = "True"
     #: Whether the value is a message on protobuf's side.
     composite: ClassVar[bool] = False
     #: Whether the value reads as it is stored.
@@ -163,6 +165,7 @@ class Composite(Element):
 class _Text(Element):
     expected = "a str"
     exact = str
+    sure = "value.isascii()"
 
     def prepare(self, value: Any, where: Where, key: object = NO_KEY) -> str:
         if not isinstance(value, str):
@@ -201,6 +204,8 @@ class _Bool(Element):
 class _Integer(Element):
     expected = "an int"
     exact = int
+    # In the range of every integer type, and compared fastest.
+    sure = f"0 <= value <= {2**30 - 1}"
 
     def __init__(self, low: int, high: int) -> None:
         self.low, self.high = low, high
@@ -230,7 +235,7 @@ class _Integer(Element):
 
 class _Double(Element):
     expected = "a float"
-    exact: type | None = float
+    exact = float
 
     def prepare(self, value: Any, where: Where, key: object = NO_KEY) -> float:
         if isinstance(value, (str, bytes, bytearray, bool, np.bool_)) or not hasattr(value, "__float__"):
@@ -252,7 +257,7 @@ class _Double(Element):
 
 class _Float(_Double):
     # protobuf would turn a number beyond float32 into infinity without a word.
-    exact = None
+    sure = f"value * value < {3.4e38**2!r}"
     _pack = struct.Struct("<f").pack
 
     def prepare(self, value: Any, where: Where, key: object = NO_KEY) -> float:
@@ -313,7 +318,7 @@ class ProtoEnum(enum.IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> ProtoEnum | None:
-        return unknown_member(cls, value) if isinstance(value, int) else None
+        return unknown_member(cls, value) if isinstance(value, int) and -(2**31) <= value < 2**31 else None
 
 
 def enum_of(full_name: str) -> Callable[[type[E]], type[E]]:
@@ -391,9 +396,7 @@ class ViewElement(Composite):
     def __init__(self, view_class: type[View]) -> None:
         self.view_class = view_class
         self.expected = view_class._expected()
-
-    def read(self, raw: Any, frozen: bool) -> View:
-        return self.view_class._of(raw, frozen)
+        self.read = view_class._of  # type: ignore[assignment,method-assign]
 
     def plain(self, raw: Any) -> Any:
         return self.view_class._of(raw, True)._plain()

@@ -27,7 +27,7 @@ from aioserving import _proto
 from aioserving.errors import DecodeError
 from aioserving.messages import _formats
 from aioserving.messages._containers import DictMethods, G, K, ListMethods, T
-from aioserving.messages._fields import READ_ONLY, AbsentField, Field, bind, field
+from aioserving.messages._fields import READ_ONLY, AbsentField, Field, bind, field, write_setattr
 from aioserving.messages._values import (
     NO_KEY,
     ContentElement,
@@ -129,7 +129,7 @@ class View(_Declarations):
         ImportError: the installed `tensorflow-serving-api` does not have the message, or is missing.
     """
 
-    __slots__ = ("__weakref__", "_settable", "pb")
+    __slots__ = ("__weakref__", "_inner", "_target", "pb")
 
     #: Full name of the message.
     _message_name: ClassVar[str] = ""
@@ -143,9 +143,9 @@ class View(_Declarations):
     _content: ClassVar[str] = ""
     #: In a field of another message: reads as the value of `_content`, or as a bool without one.
     _as_value: ClassVar[bool] = False
+    #: Whether there are fields that read as views, lists or maps.
+    _is_compound: ClassVar[bool] = False
     _fields: ClassVar[dict[str, Any]] = {}
-    #: The type of values that the message may be given as they are, or None, by field.
-    _types: ClassVar[Mapping[str, type | None]] = {}
 
     __signature__: ClassVar[_SignatureOfView] = _SignatureOfView()
 
@@ -153,8 +153,12 @@ class View(_Declarations):
         pb: Field[Any, View | MessageLike | None] = positional(default=None, kw_only=False)
 
         @property
-        def _settable(self) -> Mapping[str, type | None]:
-            """`_types`, or `READ_ONLY`."""
+        def _target(self) -> Any:
+            """The message where it may be changed, `READ_ONLY` where not."""
+
+        @property
+        def _inner(self) -> dict[str, Any]:
+            """What messages, lists and maps read as, by field; only where the class has such fields."""
 
     def __init_subclass__(
         cls,
@@ -192,14 +196,16 @@ class View(_Declarations):
             raw = message_class()
             cls._fill(raw, pb, _Constructor(cls))
         _set_pb(self, raw)
-        _set_settable(self, READ_ONLY if frozen else cls._types)
+        _set_target(self, READ_ONLY if frozen else raw)
+        if cls._is_compound:
+            _set_inner(self, {})
         if fields:
             cls._fill_fields(raw, fields)
 
     @property
     def _frozen(self) -> bool:
         """Whether the view refuses changes."""
-        return self._settable is READ_ONLY
+        return self._target is READ_ONLY
 
     # ------------------------------------------------------------------------------------- binding
 
@@ -268,19 +274,18 @@ class View(_Declarations):
         for name, absent in declared.items():
             if name not in known:
                 setattr(cls, name, AbsentField(absent))
-        cls._types = (
-            READ_ONLY if cls._readonly else {name: bound.unchecked for name, bound in cls._fields.items()}
-        )
-        if any(descriptor.type == descriptor.TYPE_FLOAT for descriptor in known.values()):
-            cls.__setattr__ = _set_float32  # type: ignore[method-assign,assignment]
+        cls._is_compound = any(bound.keeps for bound in cls._fields.values())
+        cls.__setattr__ = write_setattr(cls._fields.values(), View._assign)  # type: ignore[method-assign]
 
     @classmethod
     def _of(cls, pb: Any, frozen: bool) -> Self:
         """A view on a message of the right class; the class is bound already."""
-        view = cls.__new__(cls)
+        view = _new(cls)
         _set_pb(view, pb)
-        _set_settable(view, READ_ONLY if frozen else cls._types)
-        return view
+        _set_target(view, READ_ONLY if frozen or cls._readonly else pb)
+        if cls._is_compound:
+            _set_inner(view, {})
+        return view  # type: ignore[no-any-return]
 
     @classmethod
     def wrap(cls, message: Message | View, *, readonly: bool = False) -> Self:
@@ -308,25 +313,13 @@ class View(_Declarations):
     if not TYPE_CHECKING:  # a checker that sees it would let any attribute be set
 
         def __setattr__(self, name: str, value: object) -> None:
-            # The common case first, with as little as can be between the value and protobuf. Nothing may
-            # get there that protobuf refuses (out of range, no Unicode): it marks the message as present
-            # all the same. What is not surely in order takes the long way.
-            kind = type(value)
-            try:
-                if self._settable[name] is kind and (
-                    0 <= value < 2**31 if kind is int else kind is not str or value.isascii()
-                ):
-                    setattr(self.pb, name, value)
-                    return
-            except KeyError:
-                pass  # read-only, or no such field
-            self._assign(name, value)
+            self._assign(name, value)  # until the class is bound, and has one of its own
 
     def _assign(self, name: str, value: object) -> None:
         cls = type(self)
         found = cls._fields.get(name)
         if found is not None:
-            if self._settable is READ_ONLY:
+            if self._target is READ_ONLY:
                 self._own(found.label, AttributeError)
             found.assign(self.pb, value)
         elif isinstance(getattr(cls, name, None), property):
@@ -587,23 +580,10 @@ class View(_Declarations):
         return type(self).from_bytes, (self.to_bytes(),)
 
 
+_new: Callable[[type[Any]], Any] = object.__new__
 _set_pb: Callable[[View, Any], None] = View.__dict__["pb"].__set__
-_set_settable: Callable[[View, Mapping[str, type | None]], None] = View.__dict__["_settable"].__set__
-
-#: No float below its root is beyond float32.
-_SQUARE = 3.4e38**2
-
-
-def _set_float32(view: View, name: str, value: object) -> None:
-    """``__setattr__`` of views with float32 fields, which have to be kept from turning into infinity."""
-    if type(value) is float and value * value < _SQUARE and view._settable is not READ_ONLY:
-        try:
-            setattr(view.pb, name, value)
-        except (AttributeError, TypeError):
-            pass  # no such field, or not of a float
-        else:
-            return
-    View.__setattr__(view, name, value)
+_set_target: Callable[[View, Any], None] = View.__dict__["_target"].__set__
+_set_inner: Callable[[View, dict[str, Any]], None] = View.__dict__["_inner"].__set__
 
 
 class _Constructor:
