@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 
     from aioserving.messages._view import View
 
-__all__ = ["AbsentField", "Field", "bind", "field"]
+__all__ = ["READ_ONLY", "AbsentField", "Field", "bind", "field", "write_setattr"]
 
 #: What a read-only view has instead of the message to set fields of.
 READ_ONLY: Any = object()
-
 
 Got = TypeVar("Got")
 Given = TypeVar("Given")
@@ -452,17 +451,19 @@ def write_setattr(fields: Iterable[_Bound], otherwise: Callable[[Any, str, objec
     """
     lines = ["def __setattr__(self, name, value):", "    try:", "        pass"]
     names: dict[str, Any] = {"otherwise": otherwise}
+    keyword = "if"
     for number, field in enumerate(fields):
         scalar = field.scalar()
         if scalar is not None:
             element, path = scalar
             names[f"type_{number}"] = element.exact
             lines += [
-                f"        {'if' if len(names) == 2 else 'elif'} name == {field.name!r}:",
+                f"        {keyword} name == {field.name!r}:",
                 f"            if type(value) is type_{number} and {element.sure}:",
                 f"                self._target.{path} = value",
                 "                return",
             ]
+            keyword = "elif"
     lines += ["    except AttributeError:  # read-only", "        pass", "    otherwise(self, name, value)"]
     exec("\n".join(lines), names)  # noqa: S102  # names and expressions of this library and of descriptors
     return names["__setattr__"]
