@@ -8,9 +8,12 @@ SavedModels run by TensorFlow, or Python callables with a declared signature, wh
 Nothing in here is imported by the client, and nothing in here imports the client.
 
     server       ModelServer: the services on sockets
+    rest         the HTTP interface, for those who ask for it (needs aiohttp)
+    json_tensor  JSON of requests and answers <-> arrays, examples and results
     manager      configuration, versions, labels, states: which model answers a request
     inference    bytes of a request in, bytes of its answer out, given a loaded model
     servable     what a loaded model is; CallableServable
+    batching     BatchingServable: concurrent requests merged into batches
     saved_model  loading and running SavedModels (the only place that imports TensorFlow)
     options      the real binary's flags
     process      ServerProcess: `python -m aioserving.testing` under control
@@ -24,33 +27,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aioserving.testing.batching import BatchingServable as BatchingServable
     from aioserving.testing.options import ServerOptions as ServerOptions
     from aioserving.testing.process import ServerProcess as ServerProcess
     from aioserving.testing.servable import CallableServable as CallableServable
+    from aioserving.testing.servable import CallableSignature as CallableSignature
     from aioserving.testing.servable import Servable as Servable
+    from aioserving.testing.servable import TensorSpec as TensorSpec
     from aioserving.testing.server import ModelServer as ModelServer
     from aioserving.testing.status import StatusCode as StatusCode
     from aioserving.testing.status import StatusError as StatusError
 
 #: Name -> the module that defines it, imported when the name is first used.
 _EXPORTS = {
+    "BatchingServable": "batching",
     "CallableServable": "servable",
+    "CallableSignature": "servable",
     "ModelServer": "server",
     "Servable": "servable",
     "ServerOptions": "options",
     "ServerProcess": "process",
     "StatusCode": "status",
     "StatusError": "status",
+    "TensorSpec": "servable",
 }
 
 __all__ = [
+    "BatchingServable",
     "CallableServable",
+    "CallableSignature",
     "ModelServer",
     "Servable",
     "ServerOptions",
     "ServerProcess",
     "StatusCode",
     "StatusError",
+    "TensorSpec",
 ]
 
 

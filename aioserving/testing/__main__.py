@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     try:
         return asyncio.run(_serve(options))
-    except (StatusError, OSError, ValueError) as error:
+    except (StatusError, OSError, ValueError, ImportError) as error:
         sys.stderr.write(f"Failed to start server. Error: {error}\n")
         return 255  # what the real binary's -1 becomes
 
@@ -106,6 +106,8 @@ def _announce(server: ModelServer, options: ServerOptions) -> None:
         logger.info("Running gRPC ModelServer at %s:%d ...", server.host, server.port)
     if server.unix_socket is not None:
         logger.info("Running gRPC ModelServer at UNIX socket %s ...", server.unix_socket)
+    if server.serves_rest:
+        logger.info("Exporting HTTP/REST API at:%s:%d ...", server.host, server.rest_port)
     if options.testing_port_file:
         # Renamed into place, so that nobody reads half a number.
         partial = f"{options.testing_port_file}.partial"
@@ -113,6 +115,8 @@ def _announce(server: ModelServer, options: ServerOptions) -> None:
             file.write(f"{server.port or 0}\n")
         os.replace(partial, options.testing_port_file)
     if options.testing_announce:
+        if server.serves_rest:
+            sys.stdout.write(f"rest {server.rest_url}\n")
         sys.stdout.write(f"ready {server.target}\n")
         sys.stdout.flush()
 

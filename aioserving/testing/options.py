@@ -63,6 +63,14 @@ class ServerOptions:
     port: int = _flag(8500, "TCP port for gRPC; 0: none")
     grpc_socket_path: str = _flag("", "path of a Unix socket to listen on as well")
     ssl_config_file: str = _flag("", "text SSLConfig with PEM *contents*; makes both listeners TLS")
+    rest_api_port: int = _flag(0, "TCP port for REST (needs aiohttp); 0: none")
+    rest_api_num_threads: int = _flag(0, "threads that answer REST requests; 0: 4 per CPU")
+    rest_api_timeout_in_ms: int = _flag(
+        30000, "milliseconds that a REST request may run a model; 0 or less: no limit"
+    )
+    monitoring_config_file: str = _flag(
+        "", "text MonitoringConfig: whether and where REST has a page for Prometheus"
+    )
     grpc_channel_arguments: str = _flag("", "comma-separated key=value arguments of the gRPC server")
     grpc_max_threads: int = _flag(
         0,
@@ -107,8 +115,13 @@ class ServerOptions:
     # additions of the testing server
     testing_host: str = _flag("0.0.0.0", "address to listen on")  # noqa: S104 - as the real server does
     testing_pick_port: bool = _flag(False, "listen on any free TCP port, whatever --port says")
+    testing_pick_rest_port: bool = _flag(
+        False, "answer REST on any free TCP port, whatever --rest_api_port says"
+    )
     testing_port_file: str = _flag("", "file to write the port to, once the server is ready")
-    testing_announce: bool = _flag(False, "print `ready HOST:PORT` on standard output, once ready")
+    testing_announce: bool = _flag(
+        False, "print `rest URL` (if there is REST) and `ready HOST:PORT` on standard output, once ready"
+    )
     testing_drain_seconds: float = _flag(30.0, "time that calls in progress have to end after SIGTERM")
     testing_exit_with_parent: bool = _flag(False, "end when standard input is closed")
     testing_manage_state_interval_ms: float = _flag(
@@ -123,16 +136,12 @@ class ServerOptions:
 
 #: Flags of the real binary without a meaning here: name -> the type of its value.
 IGNORED_FLAGS: Mapping[str, type] = {
-    "rest_api_port": int,
-    "rest_api_num_threads": int,
-    "rest_api_timeout_in_ms": int,
     "rest_api_enable_cors_support": bool,
     "flush_filesystem_caches": bool,
     "tensorflow_session_config_file": str,
     "use_alts_credentials": bool,
     "platform_config_file": str,
     "per_process_gpu_memory_fraction": float,
-    "monitoring_config_file": str,
     "remove_unused_fields_from_bundle_metagraph": bool,
     "prefer_tflite_model": bool,
     "num_tflite_pools": int,

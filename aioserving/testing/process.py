@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
+from aioserving._types import DEFAULT, DefaultType
 from aioserving.testing.options import ServerOptions, to_flags, with_flags
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class ServerProcess:
         config: the models, as a `ModelServerConfig` message (or a view with `.pb`) or its text; it is
             written to a temporary file for ``--model_config_file``.
         port: TCP port; 0: any free one, which restarts keep; None: no TCP.
+        rest_port: TCP port for REST; 0: any free one, which restarts keep; None: no REST. By default what
+            the flag ``rest_api_port`` says, which is no REST.
         start_timeout: seconds until the server has to be ready, models loaded.
         env: environment variables on top of this process's own.
         options: the flags; by default the real ones, but a failed load is not repeated.
@@ -58,6 +61,7 @@ class ServerProcess:
 
     Attributes:
         port: the TCP port once started, else the one asked for.
+        rest_port: the port of REST once started, else the one asked for; None: no REST.
         unix_socket: the Unix socket's path, or None.
     """
 
@@ -67,6 +71,7 @@ class ServerProcess:
         callables: Mapping[str, str] | None = None,
         config: Any = None,
         port: int | None = 0,
+        rest_port: int | DefaultType | None = DEFAULT,
         start_timeout: float = 60.0,
         env: Mapping[str, str] | None = None,
         options: ServerOptions | None = None,
@@ -82,6 +87,9 @@ class ServerProcess:
             ),
         )
         self.port = port
+        if rest_port is DEFAULT:
+            rest_port = 0 if self.options.testing_pick_rest_port else self.options.rest_api_port or None
+        self.rest_port = rest_port
         self.unix_socket = self.options.grpc_socket_path or None
         self.start_timeout = start_timeout
         self._stderr = _Lines()
@@ -115,11 +123,25 @@ class ServerProcess:
         return f"{'127.0.0.1' if host == '0.0.0.0' else host}:{self.port}"  # noqa: S104
 
     @property
+    def rest_url(self) -> str:
+        """What the paths of REST follow: ``http://127.0.0.1:PORT``.
+
+        Raises:
+            ServerProcessError: the server has no REST.
+        """
+        if self.rest_port is None:
+            raise ServerProcessError(f"{self!r} has no REST; ask for it with ServerProcess(rest_port=0)")
+        host = self.options.testing_host
+        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.rest_port}"  # noqa: S104
+
+    @property
     def arguments(self) -> list[str]:
         """The command line, as `start` would run it now."""
         changes: dict[str, Any] = {
             "port": self.port or 0,
             "testing_pick_port": self.port == 0,
+            "rest_api_port": self.rest_port or 0,
+            "testing_pick_rest_port": self.rest_port == 0,
             "testing_announce": True,
             "testing_exit_with_parent": True,
         }
@@ -159,8 +181,13 @@ class ServerProcess:
             reader.start()
         in_time = event.wait(self.start_timeout)
         if ready:
-            if self.port is not None:
-                self.port = int(ready[0].rpartition(":")[2])
+            for line in ready:
+                word, _, place = line.partition(" ")
+                number = place.rpartition(":")[2]
+                if word == "rest":
+                    self.rest_port = int(number)
+                elif self.port is not None:
+                    self.port = int(number)
             return
         # The end of standard output comes before the process's own.
         outcome = f"was not ready after {self.start_timeout} s"
@@ -288,11 +315,12 @@ class ServerProcess:
 
 
 def _watch(stream: IO[str], ready: collections.deque[str], event: threading.Event) -> None:
-    """Find the line that says ``ready``; then read on, so that a server that prints is not held up."""
+    """Find the lines until ``ready``; then read on, so that a server that prints is not held up."""
     for line in stream:
-        if not ready and line.startswith("ready "):
-            ready.append(line[len("ready ") :].strip())
-            event.set()
+        if not event.is_set() and line.startswith(("rest ", "ready ")):
+            ready.append(line.strip())
+            if line.startswith("ready "):
+                event.set()
     event.set()
 
 

@@ -1,4 +1,4 @@
-"""The testing server itself: TensorFlow Serving's gRPC services on sockets, around one `ModelManager`.
+"""The testing server itself: TensorFlow Serving's services on sockets, around one `ModelManager`.
 
     async with ModelServer(models={"digits": "/models/digits"}) as server:
         channel = grpc.aio.insecure_channel(server.target)
@@ -8,7 +8,8 @@
 async. Handlers are thin: raw bytes in, a function of `inference` (in a thread, unless the servable says
 that it is quick), raw bytes out, or the status of a `StatusError`.
 
-What listens, what is counted and how it stops is decided here; which model answers, in `manager`.
+What listens, what is counted and how it stops is decided here; which model answers, in `manager`; what
+REST is, in `rest`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ import grpc
 import grpc.aio
 
 from aioserving._proto import message_class
+from aioserving._types import DEFAULT, DefaultType
 from aioserving.testing import inference
 from aioserving.testing.batching import BatchingParameters
 from aioserving.testing.manager import CallableRegistry, Loader, ModelManager
 from aioserving.testing.options import ServerOptions, parse_text_proto, read_text_proto, with_flags
+from aioserving.testing.rest import RestServer, import_aiohttp
 from aioserving.testing.rules import PLATFORM
 from aioserving.testing.status import StatusCode, StatusError, truncate
 
@@ -122,7 +125,7 @@ class Calls:
 
 
 class ModelServer:
-    """A TensorFlow-Serving-compatible gRPC server on the running event loop.
+    """A TensorFlow-Serving-compatible server on the running event loop: gRPC, and REST if asked for.
 
     Args:
         models: what to serve, by model name: a servable, a mapping of versions to servables (which are
@@ -131,6 +134,9 @@ class ModelServer:
         config: further models, as a `ModelServerConfig` message (or a view with `.pb`) or its text; by
             default those of the flags ``model_config_file`` or ``model_base_path``.
         port: TCP port; 0: any free one; None: no TCP.
+        rest_port: TCP port for REST; 0: any free one; None: no REST. By default what the flags
+            ``rest_api_port`` and ``testing_pick_rest_port`` say, which is no REST. It needs aiohttp, from
+            the extra ``testing``.
         host: address to listen on.
         unix_socket: path of a Unix socket to listen on as well; default: the flag ``grpc_socket_path``.
         credentials: of both listeners, such as `grpc.ssl_server_credentials(...)`; default: those of
@@ -138,13 +144,14 @@ class ModelServer:
         options: everything else, as the real server's flags; by default theirs, but a failed load is
             not repeated (the real default would keep a start waiting for five minutes).
         **flags: single fields of `ServerOptions`, over those of `options`:
-            ``ModelServer(models, file_system_poll_wait_seconds=0.1)``. Where it listens on TCP is told
-            by `host` and `port` alone.
+            ``ModelServer(models, file_system_poll_wait_seconds=0.1)``. Where it listens for gRPC on TCP
+            is told by `host` and `port` alone.
 
     Attributes:
-        calls: what was called so far.
+        calls: what was called so far over gRPC.
         options: the settings in effect.
         port: the TCP port once started, else the one asked for.
+        rest_port: the port of REST once started, else the one asked for; None: no REST.
         unix_socket: the Unix socket's path, or None.
 
     Leaving ``async with`` cancels calls in progress; `stop` can let them end first.
@@ -156,6 +163,7 @@ class ModelServer:
         *,
         config: Any = None,
         port: int | None = 0,
+        rest_port: int | DefaultType | None = DEFAULT,
         host: str = "127.0.0.1",
         unix_socket: str | os.PathLike[str] | None = None,
         credentials: grpc.ServerCredentials | None = None,
@@ -166,6 +174,7 @@ class ModelServer:
         self.calls = Calls()
         self.host = host
         self.port = port
+        self.rest_port = _rest_port(rest_port, self.options)
         self.unix_socket = os.fspath(unix_socket or self.options.grpc_socket_path) or None
         if port is None and self.unix_socket is None:
             raise ValueError("a server needs a port or a unix_socket to listen on")
@@ -177,6 +186,7 @@ class ModelServer:
         self._loader: Loader = _load
         self._manager: ModelManager | None = None
         self._server: grpc.aio.Server | None = None
+        self._rest: RestServer | None = None
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
         self._config_poller: asyncio.Task[None] | None = None
         self._blocking: BlockingModelServer | None = None
@@ -226,6 +236,18 @@ class ModelServer:
         return f"{'127.0.0.1' if self.host == '0.0.0.0' else self._address_host}:{self.port}"  # noqa: S104
 
     @property
+    def rest_url(self) -> str:
+        """What the paths of REST follow: ``http://127.0.0.1:PORT``.
+
+        Raises:
+            RuntimeError: the server has no REST.
+        """
+        if self.rest_port is None:
+            raise RuntimeError(f"{self!r} has no REST; ask for it with ModelServer(..., rest_port=0)")
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self._address_host  # noqa: S104
+        return f"http://{host}:{self.rest_port}"
+
+    @property
     def _address_host(self) -> str:
         return f"[{self.host}]" if ":" in self.host else self.host
 
@@ -233,6 +255,11 @@ class ModelServer:
     def running(self) -> bool:
         """Whether it listens."""
         return self._server is not None
+
+    @property
+    def serves_rest(self) -> bool:
+        """Whether it listens for REST."""
+        return self._rest is not None
 
     @property
     def manager(self) -> ModelManager:
@@ -287,10 +314,13 @@ class ModelServer:
 
         Raises:
             StatusError: the configuration is not legal, or a model cannot be loaded.
-            OSError: the port or socket cannot be listened on.
+            OSError: a port or socket cannot be listened on.
+            ImportError: REST is asked for, and aiohttp is not installed.
         """
         if self._server is not None:
             raise RuntimeError(f"{self!r} is running already")
+        if self.rest_port is not None:
+            import_aiohttp()  # before anything is loaded
         threads = concurrent.futures.ThreadPoolExecutor(
             self.options.grpc_max_threads or 4 * (os.cpu_count() or 1), "aioserving.testing call"
         )
@@ -301,9 +331,11 @@ class ModelServer:
             server = grpc.aio.server(options=self._channel_options())
             server.add_generic_rpc_handlers((_Router(self._handlers()),))
             self._listen(server)
+            await self._start_rest(manager)
             await server.start()
         except BaseException:
             self._threads = self._manager = None
+            await self._stop_rest(None)
             await manager.close()
             threads.shutdown(wait=False, cancel_futures=True)
             raise
@@ -319,7 +351,7 @@ class ModelServer:
         """
         server, self._server = self._server, None
         if server is not None:
-            await server.stop(grace)
+            await asyncio.gather(server.stop(grace), self._stop_rest(grace))
         if self._config_poller is not None:
             self._config_poller.cancel()
             self._config_poller = None
@@ -359,6 +391,8 @@ class ModelServer:
 
     def __repr__(self) -> str:
         where = self.target if self.unix_socket is None else f"{self.target}, unix:{self.unix_socket}"
+        if self.rest_port is not None:
+            where += f", {self.rest_url}"
         if self._manager is None:
             return f"<ModelServer {where} stopped>"
         models = ", ".join(f"{name} {self.states(name)}" for name in sorted(self._manager.states.models))
@@ -431,6 +465,21 @@ class ModelServer:
                 raise OSError(f"cannot listen on {address}: {error}") from error
             if not address.startswith("unix:"):
                 self.port = port
+
+    async def _start_rest(self, manager: ModelManager) -> None:
+        if self.rest_port is None:
+            return
+        if self.rest_port and self.rest_port == self.port:
+            logger.error("REST is not served: its port %d is that of gRPC", self.rest_port)
+            return
+        rest = self._rest = RestServer(manager, self.options, self._get_model_status)
+        await rest.start(self.host, self.rest_port)
+        self.rest_port = rest.port
+
+    async def _stop_rest(self, grace: float | None) -> None:
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            await rest.stop(grace)
 
     # Calls
 
@@ -588,6 +637,16 @@ class BlockingModelServer:
         return self.server.port
 
     @property
+    def rest_port(self) -> int | None:
+        """The port of REST, or None."""
+        return self.server.rest_port
+
+    @property
+    def rest_url(self) -> str:
+        """See `ModelServer.rest_url`."""
+        return self.server.rest_url
+
+    @property
     def unix_socket(self) -> str | None:
         """The Unix socket's path, or None."""
         return self.server.unix_socket
@@ -739,6 +798,12 @@ def _servable(model: str, servable: Any) -> Any:
         f"model {model!r} is a servable, a mapping of versions to servables, or the path of a folder, not a "
         f"{type(servable).__name__} (for a function: CallableServable(function, inputs=..., outputs=...))"
     )
+
+
+def _rest_port(port: int | DefaultType | None, options: ServerOptions) -> int | None:
+    if port is not DEFAULT:
+        return port
+    return 0 if options.testing_pick_rest_port else options.rest_api_port or None
 
 
 def _model_server_config(config: Any, options: ServerOptions) -> Any:

@@ -96,11 +96,11 @@ def test_refusals(argument: str, message: str) -> None:
 
 def test_real_flags_without_effect_warn() -> None:
     """A real flag that means nothing here is accepted, with a warning naming it."""
-    options, warnings = parse(["--rest_api_port=8501", "--port=1", "--xla_cpu_compilation_enabled"])
+    options, warnings = parse(["--enable_profiler=false", "--port=1", "--xla_cpu_compilation_enabled"])
     assert options == ServerOptions(port=1)
     assert warnings == [
         f"--{name} has no effect on the testing server"
-        for name in ("rest_api_port", "xla_cpu_compilation_enabled")
+        for name in ("enable_profiler", "xla_cpu_compilation_enabled")
     ]
 
 

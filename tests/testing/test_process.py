@@ -352,11 +352,11 @@ def test_command_line(
 
 def test_ignored_flag_warns() -> None:
     """A real flag without effect is accepted; the process says so once, and in one line."""
-    done = run("--rest_api_port=8501", "--model_base_path=relative")
+    done = run("--enable_profiler=false", "--model_base_path=relative")
     lines = done.stderr.splitlines()
     assert done.returncode == 255
     assert len(lines) == 2
-    assert lines[0].endswith("--rest_api_port has no effect on the testing server")
+    assert lines[0].endswith("--enable_profiler has no effect on the testing server")
 
 
 def test_malformed_configuration_file(tmp_path: Path) -> None:
