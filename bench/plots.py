@@ -1,0 +1,72 @@
+"""Pictures of the results, as SVG; needs matplotlib (`pip install "aioserving[bench]"`)."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+OURS_COLOUR, OTHER_COLOUR = "#1f6f8b", "#c9c9c9"
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    # No date and no random ids: the same figures give the same file.
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "aioserving"
+    mpl.rcParams["svg.fonttype"] = "none"
+    mpl.rcParams["font.size"] = 9
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def peers(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> None:
+    """Bars of CPU time per call: a panel for each payload and number of calls at a time."""
+    pyplot = _pyplot()
+    panels = list(dict.fromkeys((size, concurrency) for size, concurrency, _ in figures))
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(7, 1.5 * len(panels)), squeeze=False)
+    for axis, (size, concurrency) in zip(axes[:, 0], panels, strict=True):
+        bars = {label: value for (s, c, label), value in figures.items() if (s, c) == (size, concurrency)}
+        labels = [label.replace("`", "") for label in bars]
+        drawn = axis.barh(
+            labels,
+            [value * 1e3 for value in bars.values()],
+            color=[OTHER_COLOUR if "recipe" in label else OURS_COLOUR for label in labels],
+        )
+        axis.bar_label(drawn, fmt="%.3g ms", padding=3)
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        axis.set_title(
+            f"predict of {size}, {concurrency} at a time: CPU time of the client per call", loc="left"
+        )
+        axis.set_xticks([])
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+    figure.tight_layout()
+    _save(figure, path)
+    pyplot.close(figure)
+
+
+def connections(rates: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> None:
+    """Calls per second in terms of one connection: a panel for each payload."""
+    pyplot = _pyplot()
+    sizes = list(dict.fromkeys(size for size, _, _ in rates))
+    figure, axes = pyplot.subplots(1, len(sizes), figsize=(3 * len(sizes), 2.6), sharey=True, squeeze=False)
+    for axis, size in zip(axes[0], sizes, strict=True):
+        for concurrency in dict.fromkeys(c for s, c, _ in rates if s == size):
+            points = {label: rate for (s, c, label), rate in rates.items() if (s, c) == (size, concurrency)}
+            axis.plot(list(points), list(points.values()), marker="o", label=f"{concurrency} at a time")
+        axis.axhline(1, color=OTHER_COLOUR, linewidth=1, zorder=0)
+        axis.set_title(f"predict of {size}", loc="left")
+        axis.set_xlabel("connections")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("calls per second, to one connection")
+    axes[0][-1].legend(frameon=False)
+    figure.tight_layout()
+    _save(figure, path)
+    pyplot.close(figure)

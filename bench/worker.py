@@ -1,0 +1,363 @@
+"""One client in a process of its own, which makes calls when told to and says what they cost.
+
+    python bench/worker.py '{"client": "predict", "target": "127.0.0.1:8500", ...}'
+
+Started by `harness.Worker`. Each line on standard input asks for a turn, ``{"calls": 200, "concurrency":
+4}``; each line on standard output answers it: seconds of wall clock and of CPU (all threads of this
+process, so gRPC's too), page faults, and the latency of every call. Garbage is collected before a turn,
+and the collector is left on during it, at Python's own settings, for all clients alike.
+
+The clients, by name, are the classes at the end. The plain grpc ones never import aioserving: what it
+changes in a process (malloc's thresholds, once a large message was sent) would be theirs too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+TIMEOUT = 60.0
+
+
+def array_of(shape: list[int]) -> Any:
+    """The input that every client sends: the same random float32 for the same shape."""
+    import numpy as np
+
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def request_of(settings: dict[str, Any]) -> bytes:
+    """The request for that array, encoded before."""
+    with open(settings["request"], "rb") as file:
+        return file.read()
+
+
+class Client:
+    """What the clients have in common: their settings, and turns over asyncio."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.target: str = settings["target"]
+        self.loop = asyncio.new_event_loop()
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        """Connect, and give the function that makes one call."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        self.call = self.loop.run_until_complete(self.open())
+
+    def stop(self) -> None:
+        self.loop.run_until_complete(self.close())
+        self.loop.close()
+
+    def turn(self, calls: int, concurrency: int) -> list[float]:
+        return self.loop.run_until_complete(self._turn(calls, concurrency))
+
+    async def _turn(self, calls: int, concurrency: int) -> list[float]:
+        latencies: list[float] = []
+        if concurrency == 1:
+            await self._calls(calls, latencies)
+        else:
+            await asyncio.gather(
+                *(
+                    self._calls(calls // concurrency + (index < calls % concurrency), latencies)
+                    for index in range(concurrency)
+                )
+            )
+        return latencies
+
+    async def _calls(self, calls: int, latencies: list[float]) -> None:
+        call, clock = self.call, time.perf_counter
+        for _ in range(calls):
+            start = clock()
+            await call()
+            latencies.append(clock() - start)
+
+
+class BlockingClient(Client):
+    """Turns over threads; one thread is the process's first one."""
+
+    def start(self) -> None:
+        self.call_blocking = self.open_blocking()
+
+    def open_blocking(self) -> Callable[[], Any]:
+        raise NotImplementedError
+
+    def close_blocking(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        self.close_blocking()
+        self.loop.close()
+
+    def turn(self, calls: int, concurrency: int) -> list[float]:
+        latencies: list[float] = []
+        if concurrency == 1:
+            self._calls_blocking(calls, latencies)
+            return latencies
+        threads = [
+            threading.Thread(
+                target=self._calls_blocking,
+                args=(calls // concurrency + (index < calls % concurrency), latencies),
+            )
+            for index in range(concurrency)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return latencies
+
+    def _calls_blocking(self, calls: int, latencies: list[float]) -> None:
+        call, clock = self.call_blocking, time.perf_counter
+        for _ in range(calls):
+            start = clock()
+            call()
+            latencies.append(clock() - start)
+
+
+def grpc_options(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in settings["channel_options"]]
+
+
+class GrpcAio(Client):
+    """The floor: bytes that were prepared before, over one grpc.aio channel with aioserving's options."""
+
+    timeout: ClassVar[float | None] = TIMEOUT
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        from grpc import aio
+
+        request = request_of(self.settings)
+        self.channel = aio.insecure_channel(self.target, options=grpc_options(self.settings))
+        function: Any = self.channel.unary_unary(PREDICT)
+        if self.timeout is None:
+            return lambda: function(request)
+        return lambda: function(request, timeout=TIMEOUT)
+
+    async def close(self) -> None:
+        await self.channel.close()
+
+
+class GrpcAioNoDeadline(GrpcAio):
+    """The floor without a deadline."""
+
+    timeout = None
+
+
+class GrpcAioTuned(GrpcAio):
+    """The floor with malloc told to reuse large blocks, as aioserving tells it."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        bytes(32 * 1024 * 1024 - 64 * 1024)
+        return await super().open()
+
+
+class GrpcAioFromArray(GrpcAio):
+    """The floor for a client that has an array, not bytes: its bytes are made in each call."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        await super().open()
+        array = array_of(self.settings["shape"])
+        before = request_of(self.settings)[: -array.nbytes]
+        function: Any = self.channel.unary_unary(PREDICT)
+        join = b"".join
+        return lambda: function(join((before, array)), timeout=TIMEOUT)
+
+
+class GrpcBlocking(BlockingClient):
+    """The blocking floor: bytes that were prepared before, over a blocking grpc stub."""
+
+    def open_blocking(self) -> Callable[[], Any]:
+        import grpc
+
+        request = request_of(self.settings)
+        self.channel = grpc.insecure_channel(self.target, options=grpc_options(self.settings))
+        function: Any = self.channel.unary_unary(PREDICT)
+        return lambda: function(request, timeout=TIMEOUT)
+
+    def close_blocking(self) -> None:
+        self.channel.close()
+
+
+class Predict(Client):
+    """`AsyncClient.predict`."""
+
+    def make_client(self) -> Any:
+        import aioserving
+
+        connections = self.settings.get("connections")
+        pool = None if connections is None else aioserving.PoolOptions(connections_per_endpoint=connections)
+        return aioserving.AsyncClient(
+            self.target, timeout=TIMEOUT, pool=pool, channel_options=grpc_options(self.settings)
+        )
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        array = array_of(self.settings["shape"])
+        self.client = self.make_client()
+        client = self.client
+        return lambda: client.predict("m", {"x": array})
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+
+class PredictBound(Predict):
+    """`predict` of a handle bound to the model."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        array = array_of(self.settings["shape"])
+        self.client = self.make_client()
+        model = self.client.model("m")
+        return lambda: model.predict({"x": array})
+
+
+class PredictUnchecked(Predict):
+    """`predict` with `validate=False`."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        array = array_of(self.settings["shape"])
+        self.client = self.make_client()
+        client = self.client
+        return lambda: client.predict("m", {"x": array}, validate=False)
+
+
+class PredictBlocking(BlockingClient):
+    """`Client.predict`."""
+
+    def open_blocking(self) -> Callable[[], Any]:
+        import aioserving
+
+        array = array_of(self.settings["shape"])
+        self.client = aioserving.Client(self.target, timeout=TIMEOUT)
+        client = self.client
+        return lambda: client.predict("m", {"x": array})
+
+    def close_blocking(self) -> None:
+        self.client.close()
+
+
+class _Recipe:
+    """The official recipe: `tf.make_tensor_proto` into a message, and `tf.make_ndarray` out of one."""
+
+    def __init__(self, shape: list[int]) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2
+
+        self.tf = tf
+        self.request_class = predict_pb2.PredictRequest
+        self.array = array_of(shape)
+
+    def request(self) -> Any:
+        request = self.request_class()
+        request.model_spec.name = "m"
+        request.model_spec.signature_name = "serving_default"
+        request.inputs["x"].CopyFrom(self.tf.make_tensor_proto(self.array))
+        return request
+
+    def arrays(self, response: Any) -> dict[str, Any]:
+        return {name: self.tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
+
+
+class RecipeAio(Client):
+    """The official recipe over grpc.aio: TensorFlow's stub on an aio channel."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        recipe = _Recipe(self.settings["shape"])
+        from grpc import aio
+        from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+        self.channel = aio.insecure_channel(self.target, options=grpc_options(self.settings))
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+
+        async def call() -> Any:
+            return recipe.arrays(await stub.Predict(recipe.request(), timeout=TIMEOUT))
+
+        return call
+
+    async def close(self) -> None:
+        await self.channel.close()
+
+
+class RecipeBlocking(BlockingClient):
+    """The official recipe as published: TensorFlow's stub on a blocking channel."""
+
+    def open_blocking(self) -> Callable[[], Any]:
+        recipe = _Recipe(self.settings["shape"])
+        import grpc
+        from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+        self.channel = grpc.insecure_channel(self.target, options=grpc_options(self.settings))
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+
+        def call() -> Any:
+            return recipe.arrays(stub.Predict(recipe.request(), timeout=TIMEOUT))
+
+        return call
+
+    def close_blocking(self) -> None:
+        self.channel.close()
+
+
+CLIENTS: dict[str, type[Client]] = {
+    "grpc.aio": GrpcAio,
+    "grpc.aio, no deadline": GrpcAioNoDeadline,
+    "grpc.aio, malloc tuned": GrpcAioTuned,
+    "grpc.aio, from array": GrpcAioFromArray,
+    "grpc, blocking": GrpcBlocking,
+    "predict": Predict,
+    "predict, bound": PredictBound,
+    "predict, validate=False": PredictUnchecked,
+    "predict, blocking": PredictBlocking,
+    "recipe, grpc.aio": RecipeAio,
+    "recipe, blocking": RecipeBlocking,
+}
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    if "path" in settings:
+        sys.path.insert(0, settings["path"])  # another checkout's aioserving
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    client = CLIENTS[settings["client"]](settings)
+    client.start()
+    client.turn(1, 1)
+    print(json.dumps({"aioserving": "aioserving" in sys.modules}), file=answers)
+    for line in sys.stdin:
+        order = json.loads(line)
+        gc.collect()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        cpu, wall = time.process_time(), time.perf_counter()
+        latencies = client.turn(order["calls"], order["concurrency"])
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        answer = {
+            "wall": wall,
+            "cpu": cpu,
+            "faults": after.ru_minflt - before.ru_minflt,
+            "switches": after.ru_nvcsw - before.ru_nvcsw,
+            "latencies": latencies,
+        }
+        print(json.dumps(answer), file=answers)
+    client.stop()
+
+
+if __name__ == "__main__":
+    main()

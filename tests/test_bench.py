@@ -1,0 +1,141 @@
+"""The benchmarks run and print their tables; what they measure is not judged here, only that they do."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+BENCH = pathlib.Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """`bench/harness.py`, which is a script's neighbour, not a package's module."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    yield importlib.import_module("harness")
+    for name in ("harness", "plots", "worker"):
+        sys.modules.pop(name, None)
+
+
+def run(script: str, *arguments: str) -> str:
+    """Standard output of a benchmark; it may miss its goals here, but not fail."""
+    done = subprocess.run(
+        [sys.executable, str(BENCH / script), "--quick", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def rows(output: str) -> list[list[str]]:
+    """The cells of every line of a Markdown table."""
+    lines = [line for line in output.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("script", "labels", "ratios"),
+    [
+        ("bench_cold_start.py", ["grpc, prepared bytes", "`AsyncClient`", "`Client`"], 2),
+        ("bench_predict.py", ["bare grpc.aio", "`client.predict`", "`client.model(...).predict`"], 16),
+        ("bench_blocking.py", ["native blocking stub", "`Client.predict`"], 8),
+        ("bench_connections.py", ["600 KB"], 4),
+    ],
+)
+def test_a_benchmark_prints_every_client_and_its_ratio(script: str, labels: list[str], ratios: int) -> None:
+    """Every benchmark runs by itself and prints a row per client, with ratios and their spread."""
+    output = run(script, "--no-tensorflow")
+    cells = [cell for row in rows(output) for cell in row]
+    for label in labels:
+        assert label in cells, output
+    assert len(re.findall(r"\d+\.\d\dx \(\d+\.\d\d to \d+\.\d\d\)", output)) == ratios, output
+    assert "Measured with Python" in output
+
+
+@pytest.mark.tensorflow
+def test_the_official_recipe_runs_beside_aioserving() -> None:
+    """The peers' table has the recipe over both kinds of channel, compared with the client of its kind."""
+    found = {row[2]: row for row in rows(run("bench_peers.py")) if len(row) == 8}
+    for recipe, ours in (
+        ("official recipe, grpc.aio", "`await AsyncClient.predict`"),
+        ("official recipe, blocking", "`Client.predict`"),
+    ):
+        assert found[ours][4] == ""
+        # Even in so short a run: the recipe costs more CPU time than it takes to miss this.
+        assert float(found[recipe][4].partition("x")[0]) > 0.5
+
+
+def test_run_writes_what_it_prints(tmp_path: pathlib.Path) -> None:
+    """`run.py` writes a benchmark's report to a file of its name, the same text that it prints."""
+    output = run("run.py", "--no-tensorflow", "--results", str(tmp_path), "import")
+    written = (tmp_path / "import.md").read_text(encoding="utf-8")
+    assert written in output
+    assert [path.name for path in tmp_path.iterdir()] == ["import.md"]
+    assert "| import: time of `import aioserving` | at most 1.5x |" in output
+
+
+def test_run_refuses_a_name_that_is_no_benchmark() -> None:
+    """A misspelt name is an error that lists the benchmarks, not an empty run."""
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "run.py"), "imports"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no benchmark 'imports'" in done.stderr
+    assert "cold_start" in done.stderr
+
+
+def test_ratios_are_taken_within_a_round(harness: ModuleType) -> None:
+    """A slow round that hits both clients alike leaves their ratio as it was."""
+
+    def turn(cpu: float) -> object:
+        return harness.Turn(calls=10, wall=cpu, cpu=cpu, faults=0, switches=0, latencies=[cpu / 10])
+
+    rounds = harness.Rounds({"a": [turn(1), turn(50), turn(1)], "b": [turn(2), turn(100), turn(4)]})
+    assert rounds.ratio("b", "a") == harness.Spread(2.0, 2.0, 3.0)
+    assert rounds.median("a") == pytest.approx(0.1)
+    assert rounds.latency("b", 0.99) == pytest.approx(10.0)
+
+
+def test_a_bar_is_met_up_to_its_limit(harness: ModuleType) -> None:
+    """A goal is met by exactly its figure and missed by more."""
+    assert str(harness.Bar("x", 1.25, 1.25)) == "| x | at most 1.25x | 1.25x | met |"
+    assert str(harness.Bar("x", 60, 61.4, " MB")) == "| x | at most 60 MB | 61 MB | MISSED |"
+
+
+def test_a_worker_that_fails_says_why(harness: ModuleType) -> None:
+    """A client that cannot start ends the run with its own traceback, not with silence."""
+    with harness.Server((1, 4)) as server:
+        worker = harness.Worker("predict", server, connections=0)
+        try:
+            with pytest.raises(RuntimeError, match="connections_per_endpoint must be"):
+                worker.wait_ready()
+        finally:
+            worker.close()
+
+
+def test_plots_depend_on_the_figures_alone(harness: ModuleType, tmp_path: pathlib.Path) -> None:
+    """The same figures draw the same file: no date, no random ids."""
+    if importlib.util.find_spec("matplotlib") is None:
+        pytest.skip("matplotlib, of the extra 'bench', is not installed")
+    plots = importlib.import_module("plots")
+    figures = {("3 KB", 1, "1"): 1.0, ("3 KB", 1, "2"): 1.5, ("19 MB", 1, "1"): 1.0, ("19 MB", 1, "2"): 0.9}
+    drawn = []
+    for name in ("a.svg", "b.svg"):
+        plots.connections(figures, tmp_path / name)
+        plots.peers(figures, tmp_path / f"peers-{name}")
+        drawn.append((tmp_path / name).read_text() + (tmp_path / f"peers-{name}").read_text())
+    assert drawn[0] == drawn[1]
+    assert "predict of 19 MB" in drawn[0]
+    assert not re.search(r"\d{4}-\d\d-\d\d", drawn[0])
