@@ -54,7 +54,11 @@ def run(options: Options) -> Report:
         for size, clients, concurrency, calls, rounds, goal in cases:
             if options.quick and concurrency > 1:
                 continue
-            labels = {label: {"client": client} for label, client in clients.items()}
+            labels = {
+                label: {"client": client}
+                for label, client in clients.items()
+                if not options.quick or client in (BASE, "predict", "predict, bound")
+            }
             labels |= options.others("`client.predict`", "predict")
             found = interleave(
                 servers[size],
