@@ -1,0 +1,619 @@
+"""`tf.Example`s for Classify, Regress and MultiInference, made from Python values, arrays and tables.
+
+Written straight into protobuf's wire format, a whole column at a time: a `Feature` object for every value
+of a thousand rows costs more than the call that sends them. Which features a model needs is not known
+here, nor to any client (they are inside the model's graph); sending is left to `client`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from aioserving import _proto
+from aioserving._types import Array, TensorLike
+from aioserving.errors import InvalidInputError
+from aioserving.wire import delimited, encode_varints, varint
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from aioserving.messages import View
+
+__all__ = ["Context", "Examples", "Table", "encode_input", "serialize_examples"]
+
+
+class Table(Protocol):
+    """A pandas DataFrame or a pyarrow Table; neither library is imported here."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """A column."""
+
+
+#: Examples: a dict of columns or of one example, a table, a serialized or ready `tf.Example`, or several.
+Examples: TypeAlias = (
+    "Mapping[str, TensorLike] | Table | bytes | Message | View"
+    " | Iterable[Mapping[str, TensorLike] | bytes | Message | View]"
+)
+
+#: Features that all examples share: a dict, or a serialized or ready `tf.Example`.
+Context: TypeAlias = "Mapping[str, TensorLike] | bytes | Message | View"
+
+# The kinds of features, which are the numbers of their fields in `Feature`.
+_NOTHING, _BYTES, _FLOATS, _INTEGERS = 0, 1, 2, 3
+
+_KIND_OF_TYPE: dict[type, int] = {
+    str: _BYTES,
+    bytes: _BYTES,
+    bytearray: _BYTES,
+    float: _FLOATS,
+    int: _INTEGERS,
+    bool: _INTEGERS,
+}
+_KIND_OF_DTYPE = {"f": _FLOATS, "i": _INTEGERS, "u": _INTEGERS, "b": _INTEGERS}
+
+_EXAMPLE = "tensorflow.Example"
+_INPUT = "tensorflow.serving.Input"
+
+_INT64 = np.iinfo(np.int64)
+
+
+def serialize_examples(examples: Examples) -> list[bytes]:
+    """`examples` as serialized `tf.Example`s, for inputs of Predict that take them as strings.
+
+    Numbers become what their type says: ``int`` and ``bool`` (and such arrays) an ``int64_list``,
+    ``float`` a ``float_list`` (of float32), ``str`` (as UTF-8) and ``bytes`` a ``bytes_list``. A value of
+    several dimensions is flattened row by row.
+
+    Args:
+        examples: one of
+
+            - a dict of columns, that is of arrays or lists with a common first axis: one example for each
+              position (``{"age": [31, 52], "pixels": array_of_2_by_784}``);
+            - a dict in which some value is no list or array: one example (``{"age": 31, "tags": ["a"]}``);
+            - a list of such dicts, each of one example, which may leave features out; here a list is
+              always one example's list (``[{"tags": ["a", "b"]}]``);
+            - a pandas DataFrame or pyarrow Table;
+            - a `tf.Example` message, or a view of one, or one that is serialized; or a list of them.
+
+    Raises:
+        InvalidInputError: a feature has None or another unsupported value, mixes types, is ragged or out
+            of range, or columns differ in length; the message names feature and example.
+    """
+    kind = _message_kind(examples)
+    if kind == _EXAMPLE:
+        return [_serialized(examples, "the example", check=False)]
+    if kind is not None:
+        raise InvalidInputError(f"examples must be tf.Examples, got a {kind} message")
+    if isinstance(examples, (bytes, bytearray, memoryview)):
+        return [_serialized(examples, "the example", check=True)]
+    encoded = _encode(examples, check=True)
+    if isinstance(encoded, list):
+        return encoded
+    return _rows(encoded)
+
+
+def encode_input(
+    examples: Examples, context: Context | None = None, *, check: bool = True
+) -> tuple[bytes, int]:
+    """A serialized `Input` message with `examples`, and how many they are.
+
+    Args:
+        examples: as for `serialize_examples`; or an `Input` message or view.
+        context: features that examples have unless they have one of that name themselves.
+        check: False takes bytes for a serialized Example without looking at them, and no examples at all
+            for what is wanted.
+
+    Raises:
+        InvalidInputError: as `serialize_examples`; and when there are no examples.
+    """
+    if _message_kind(examples) == _INPUT:
+        return _ready_input(examples, context, check)
+    encoded: Array | list[bytes]
+    if _message_kind(examples) is not None or isinstance(examples, (bytes, bytearray, memoryview)):
+        encoded = [_serialized(examples, "the example", check)]
+    else:
+        encoded = _encode(examples, check)
+    count = len(encoded)
+    if count == 0 and check:
+        raise InvalidInputError("there are no examples: the server needs at least one")
+    if isinstance(encoded, list):
+        heads: dict[int, bytes] = {}
+        parts: list[bytes] = []
+        for example in encoded:
+            size = len(example)
+            head = heads.get(size)
+            if head is None:
+                head = heads[size] = b"\x0a" + varint(size)
+            parts += (head, example)
+        body = b"".join(parts)
+    else:
+        body = _with_head(encoded, b"\x0a" + varint(encoded.shape[1])).tobytes()
+    if context is None:
+        return delimited(1, body), count
+    return delimited(2, body + delimited(2, _encode_context(context, check))), count
+
+
+def _ready_input(message: Any, context: object, check: bool) -> tuple[bytes, int]:
+    if context is not None:
+        raise InvalidInputError("an Input message carries its own context; give none beside it")
+    pb = getattr(message, "pb", message)
+    kind = pb.WhichOneof("kind")
+    count = len(getattr(pb, kind).examples) if kind else 0
+    if count == 0 and check:
+        raise InvalidInputError("there are no examples: the server needs at least one")
+    return pb.SerializeToString(), count
+
+
+def _encode_context(context: Any, check: bool) -> bytes:
+    if isinstance(context, Mapping) and _message_kind(context) is None:
+        return _encode_rows([context], _context_place)[0]
+    if _message_kind(context) is None and not isinstance(context, (bytes, bytearray, memoryview)):
+        raise InvalidInputError(
+            f"context must be a dict of features or a tf.Example, got {type(context).__name__}"
+        )
+    return _serialized(context, "the context", check)
+
+
+# -- what was given -----------------------------------------------------------------------------------
+
+
+def _message_kind(value: Any) -> str | None:
+    """Full name of the protobuf message that `value` is or views, or None."""
+    message = getattr(value, "pb", value)
+    name: str | None = getattr(getattr(message, "DESCRIPTOR", None), "full_name", None)
+    return name
+
+
+def _serialized(value: Any, place: str, check: bool) -> bytes:
+    """One serialized Example, from a message, a view, or bytes."""
+    kind = _message_kind(value)
+    if kind is not None:
+        if kind != _EXAMPLE:
+            raise InvalidInputError(f"{place} must be a tf.Example, got a {kind} message")
+        serialized: bytes = getattr(value, "pb", value).SerializeToString()
+        return serialized
+    data = bytes(value)
+    if check:
+        from google.protobuf.message import DecodeError
+
+        try:
+            _proto.message_class(_EXAMPLE).FromString(data)
+        except DecodeError:
+            raise InvalidInputError(
+                f"{place}: these {len(data)} bytes are no serialized tf.Example"
+            ) from None
+    return data
+
+
+def _encode(examples: Any, check: bool) -> Array | list[bytes]:
+    """Serialized Examples: a list, or (where all have one length) the rows of an array of uint8."""
+    if isinstance(examples, Mapping):
+        if not examples:
+            raise InvalidInputError("an empty dict: write [{}] for one example without features")
+        if all(_is_column(value) for value in examples.values()):
+            return _encode_columns(examples)
+        return _encode_rows([examples], _only_place)
+    if hasattr(examples, "column_names"):  # pyarrow
+        return _encode_columns(_arrow_columns(examples))
+    if hasattr(examples, "columns"):  # pandas
+        return _encode_columns(_pandas_columns(examples))
+    if isinstance(examples, str) or not isinstance(examples, Iterable):
+        raise InvalidInputError(
+            "examples must be dicts of features, a dict of columns, a DataFrame or Table, or tf.Examples; "
+            f"got {type(examples).__name__}"
+        )
+    if isinstance(examples, np.ndarray) and examples.dtype.kind == "S":
+        raise InvalidInputError(
+            f"an array of {examples.dtype} cuts the NUL bytes that serialized Examples may end in: "
+            "use dtype=object"
+        )
+    rows = list(examples)
+    places = [index for index, row in enumerate(rows) if isinstance(row, Mapping) and not hasattr(row, "pb")]
+    if len(places) == len(rows):
+        return _encode_rows(rows, _row_place)
+    encoded = dict(
+        zip(places, _encode_rows([rows[i] for i in places], lambda i: _row_place(places[i])), strict=True)
+    )
+    for index, row in enumerate(rows):
+        if index in encoded:
+            continue
+        if not isinstance(row, (bytes, bytearray, memoryview)) and _message_kind(row) is None:
+            raise InvalidInputError(
+                f"example {index} is a {type(row).__name__}: "
+                "an example is a dict of features, a tf.Example or its bytes"
+            )
+        encoded[index] = _serialized(row, f"example {index}", check)
+    return [encoded[index] for index in range(len(rows))]
+
+
+def _is_column(value: Any) -> bool:
+    if isinstance(value, (list, tuple, range)):
+        return True
+    if isinstance(value, (str, bytes, bytearray)):
+        return False
+    shape = getattr(value, "shape", None)
+    return bool(shape) if shape is not None else isinstance(value, Sequence)
+
+
+def _pandas_columns(frame: Any) -> dict[str, Any]:
+    names = list(frame.columns)
+    if len(set(names)) < len(names):
+        raise InvalidInputError("two columns of the table have the same name")
+    return {name: frame[name].to_numpy() for name in names}
+
+
+def _arrow_columns(table: Any) -> dict[str, Any]:
+    names = list(table.column_names)
+    if len(set(names)) < len(names):
+        raise InvalidInputError("two columns of the table have the same name")
+    columns = {}
+    for name in names:
+        column = table.column(name)
+        if column.null_count:  # to_numpy would make NaN of them, and floats of integers
+            row = column.is_null().to_pylist().index(True)
+            raise InvalidInputError(f"feature {name!r} of {_row_place(row)} is null")
+        columns[name] = column.to_numpy()
+    return columns
+
+
+def _row_place(row: int) -> str:
+    return f"example {row}"
+
+
+def _only_place(_: int) -> str:
+    return "the example"
+
+
+def _context_place(_: int) -> str:
+    return "the context"
+
+
+# -- columns ------------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """Where a value stands, for messages."""
+
+    feature: str
+    #: Name of an example by its position.
+    example: Any
+
+    def error(self, row: int, what: str) -> InvalidInputError:
+        return InvalidInputError(f"feature {self.feature!r} of {self.example(row)} {what}")
+
+
+class _Column(NamedTuple):
+    """The values of one feature for all rows, flat."""
+
+    kind: int
+    #: float32 or integers in an array, or a list of bytes.
+    values: Any
+    #: Values of each row: the same for all, or one count for each.
+    counts: int | list[int]
+
+
+def _encode_columns(columns: Mapping[Any, Any]) -> Array | list[bytes]:
+    lengths = {name: len(column) for name, column in columns.items()}
+    count = next(iter(lengths.values()), 0)
+    if any(length != count for length in lengths.values()):
+        told = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
+        raise InvalidInputError(f"columns differ in length ({told}): each needs one entry for each example")
+    return _join(
+        [
+            _encode_column(name, _read_column(column, _Place(name, _row_place)), count)
+            for name, column in columns.items()
+        ],
+        count,
+    )
+
+
+def _encode_rows(rows: Sequence[Mapping[Any, Any]], place: Any) -> list[bytes]:
+    """Examples from one dict for each; features may be missing."""
+    count = len(rows)
+    columns: list[Array | list[bytes]] = []
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        present = [index for index, row in enumerate(rows) if name in row]
+        values = [rows[index][name] for index in present]
+        if len(present) == count:
+            columns.append(_encode_column(name, _read_list(values, _Place(name, place)), count))
+            continue
+        where = _Place(name, lambda index, present=present: place(present[index]))
+        found = _encode_column(name, _read_list(values, where), len(present))
+        spread = [b""] * count
+        for index, encoded in zip(present, found if isinstance(found, list) else _rows(found), strict=True):
+            spread[index] = encoded
+        columns.append(spread)
+    joined = _join(columns, count)
+    return joined if isinstance(joined, list) else _rows(joined)
+
+
+def _read_column(column: Any, place: _Place) -> _Column:
+    if not hasattr(column, "dtype"):
+        return _read_list(list(column), place)
+    array = np.asarray(column)
+    if array.dtype.kind in "OUST":
+        return _read_list(array.tolist(), place)
+    width = array.size // len(array) if len(array) else 0
+    kind, values = _read_numbers(array, place, lambda index: index // width)
+    return _Column(kind, values, width)
+
+
+def _read_list(values: list[Any], place: _Place) -> _Column:
+    """A column from one value, or list of values, for each row."""
+    types = set(map(type, values))
+    if len(types) == 1:
+        (kind,) = types
+        if kind in _KIND_OF_TYPE:
+            return _Column(_KIND_OF_TYPE[kind], _read_scalars(kind, values, place, range(len(values))), 1)
+        if issubclass(kind, np.ndarray) and len({value.dtype for value in values}) == 1:
+            dtype = values[0].dtype
+            if dtype.kind not in "OUST":
+                sizes = [value.size for value in values]
+                rows = np.repeat(np.arange(len(values)), sizes)
+                flat = np.concatenate([value.ravel() for value in values])
+                number, numbers = _read_numbers(flat, place, lambda index: int(rows[index]))
+                return _Column(number, numbers, _uniform(sizes))
+    flattened = [_flatten(value, place, row) for row, value in enumerate(values)]
+    sizes = list(map(len, flattened))
+    flat_values: list[Any] = list(chain.from_iterable(flattened))
+    row_of = _RowOf(sizes)
+    types = set(map(type, flat_values))
+    if not types:
+        return _Column(_NOTHING, [], 0)
+    if len(types) > 1 or next(iter(types)) not in _KIND_OF_TYPE:
+        _check_types(flat_values, place, row_of)
+    first = type(flat_values[0])
+    column_type = bytes if types <= {str, bytes, bytearray} else first
+    kind_number = _KIND_OF_TYPE.get(column_type) or _kind_by_base(column_type)
+    return _Column(kind_number, _read_scalars(column_type, flat_values, place, row_of), _uniform(sizes))
+
+
+def _uniform(sizes: list[int]) -> int | list[int]:
+    return sizes[0] if sizes and len(set(sizes)) == 1 else sizes
+
+
+class _RowOf(Sequence[int]):
+    """The row of each of the values of several rows, found when it is asked for."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self._sizes = sizes
+        self._rows: list[int] | None = None
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._rows is None:
+            self._rows = [row for row, size in enumerate(self._sizes) for _ in range(size)]
+        return self._rows[index]
+
+
+def _flatten(value: Any, place: _Place, row: int) -> list[Any]:
+    """One row's value as a flat list of Python's own scalars."""
+    if hasattr(value, "dtype"):
+        array = np.asarray(value)
+        if array.dtype.kind in "OUST":
+            value = array.tolist()
+        elif array.dtype.kind in "fiub" or _is_small_float(array.dtype):
+            return (array if array.dtype.kind in "fiub" else array.astype(np.float32)).ravel().tolist()  # type: ignore[no-any-return]
+        else:
+            raise place.error(row, f"is of dtype {array.dtype}, which no feature holds")
+    if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, (list, tuple, range)):
+        return [value]
+    items = list(value)
+    nested = [isinstance(item, (list, tuple)) or bool(getattr(item, "shape", ())) for item in items]
+    if not any(nested):
+        if any(hasattr(item, "dtype") for item in items):
+            return [scalar for item in items for scalar in _flatten(item, place, row)]
+        return items
+    if not all(nested) or len({len(item) for item in items}) > 1:
+        raise place.error(row, "is ragged: nested lists of one example must have equal lengths")
+    parts = [_flatten(item, place, row) for item in items]
+    if len(set(map(len, parts))) > 1:
+        raise place.error(row, "is ragged: nested lists of one example must have equal lengths")
+    return list(chain.from_iterable(parts))
+
+
+def _kind_by_base(kind: type) -> int:
+    """For subclasses of Python's types, such as IntEnum."""
+    return next((number for base, number in _KIND_OF_TYPE.items() if issubclass(kind, base)), _NOTHING)
+
+
+def _check_types(values: list[Any], place: _Place, row_of: Sequence[int]) -> None:
+    """Refuse values that no feature holds, and values of several kinds."""
+    first: type | None = None
+    for index, value in enumerate(values):
+        kind = _KIND_OF_TYPE.get(type(value)) or _kind_by_base(type(value))
+        row = row_of[index]
+        if kind == _NOTHING:
+            what = "None" if value is None else f"a {type(value).__name__}"
+            raise place.error(row, f"is or holds {what}: features hold int, float, bool, str or bytes")
+        if first is None:
+            first, first_kind = type(value), kind
+        elif kind != first_kind or (isinstance(value, bool) is not issubclass(first, bool)):
+            raise place.error(
+                row,
+                f"is or holds a {type(value).__name__}, but {place.example(row_of[0])} begins with a "
+                f"{first.__name__}: all values of a feature must have one type",
+            )
+
+
+def _read_scalars(kind: type, values: list[Any], place: _Place, row_of: Sequence[int]) -> Any:
+    """Values of one kind as an array of numbers, or a list of bytes."""
+    number = _KIND_OF_TYPE.get(kind) or _kind_by_base(kind)
+    if number == _BYTES:
+        try:
+            return [value.encode() if isinstance(value, str) else bytes(value) for value in values]
+        except UnicodeEncodeError as error:
+            row = next(row_of[index] for index, value in enumerate(values) if value is error.object)
+            raise place.error(row, f"is no text that UTF-8 can hold: {error.reason}") from None
+    if number == _FLOATS:
+        return _read_numbers(np.array(values, np.float64), place, row_of.__getitem__)[1]
+    try:
+        return np.array(values, np.int64)
+    except OverflowError:
+        index = next(i for i, value in enumerate(values) if not _INT64.min <= value <= _INT64.max)
+        raise place.error(row_of[index], f"is out of int64's range: {values[index]}") from None
+
+
+def _is_small_float(dtype: np.dtype[Any]) -> bool:
+    """Whether it is one of ml_dtypes' floats, of whose kind numpy knows nothing."""
+    return dtype.kind == "V" and dtype.name.startswith(("bfloat", "float"))
+
+
+def _read_numbers(array: Array, place: _Place, row_of: Any) -> tuple[int, Array]:
+    """The kind of a column, and its values as float32 or integers, flat."""
+    kind = _KIND_OF_DTYPE.get(array.dtype.kind, _NOTHING)
+    if kind == _NOTHING and _is_small_float(array.dtype):
+        kind = _FLOATS
+    if kind == _NOTHING:
+        raise place.error(0, f"is of dtype {array.dtype}, which no feature holds")
+    flat = array.ravel()
+    if kind == _FLOATS:
+        with np.errstate(over="ignore"):
+            floats = flat.astype("<f4", copy=False)
+        if flat.dtype.itemsize > 4:
+            lost = np.isinf(floats) & np.isfinite(flat)
+            if lost.any():
+                index = int(lost.argmax())
+                raise place.error(row_of(index), f"is out of float32's range: {flat[index]}")
+        return kind, floats
+    if flat.dtype.kind == "u" and flat.dtype.itemsize == 8 and flat.size:
+        index = int(flat.argmax())
+        if flat[index] > _INT64.max:
+            raise place.error(row_of(index), f"is out of int64's range: {flat[index]}")
+    return kind, flat
+
+
+# -- the wire -----------------------------------------------------------------------------------------
+
+
+class _Heads:
+    """What stands in an Example before the values of one feature, by the length of the values."""
+
+    def __init__(self, name: Any, kind: int, packed: bool) -> None:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"names of features are str, got {name!r}")
+        try:
+            self._key = delimited(1, name.encode())
+        except UnicodeEncodeError:
+            raise InvalidInputError(
+                f"the name {name!r} of a feature is no text that UTF-8 can hold"
+            ) from None
+        self._kind = kind
+        self._packed = packed
+        self._made: dict[int, bytes] = {}
+
+    def __call__(self, size: int) -> bytes:
+        head = self._made.get(size)
+        if head is None:
+            head = self._made[size] = self._make(size)
+        return head
+
+    def _make(self, size: int) -> bytes:
+        head = b""
+        if self._kind != _NOTHING:
+            if self._packed and size:
+                head = b"\x0a" + varint(size)
+            head = bytes((self._kind << 3 | 2,)) + varint(len(head) + size) + head
+        head = b"\x12" + varint(len(head) + size) + head
+        head = self._key + head
+        return b"\x0a" + varint(len(head) + size) + head
+
+
+def _encode_column(name: Any, column: _Column, count: int) -> Array | list[bytes]:
+    """One feature of each row, as an entry of `Features`: a list, or rows of uint8 of one length."""
+    kind, values, counts = column
+    heads = _Heads(name, kind, kind != _BYTES)
+    if kind == _NOTHING:
+        return np.tile(np.frombuffer(heads(0), np.uint8), (count, 1))
+    if kind == _BYTES:
+        return _encode_bytes(heads, values, counts)
+    if kind == _FLOATS:
+        octets = np.frombuffer(values.tobytes(), np.uint8)
+        if isinstance(counts, int):
+            return _with_head(octets.reshape(count, 4 * counts), heads(4 * counts))
+        sizes = [4 * size for size in counts]
+    else:
+        octets = np.frombuffer(encode_varints(values), np.uint8)
+        ends = np.flatnonzero(octets < 0x80) + 1  # of each value
+        bounds = np.concatenate(([0], ends))[
+            np.arange(count + 1) * counts if isinstance(counts, int) else [0, *accumulate(counts)]
+        ]
+        lengths = np.diff(bounds)
+        if count and (lengths == lengths[0]).all():
+            size = int(lengths[0])
+            return _with_head(octets.reshape(count, size), heads(size))
+        sizes = lengths.tolist()
+    data = octets.tobytes()
+    return [heads(end - begin) + data[begin:end] for begin, end in pairwise(accumulate(sizes, initial=0))]
+
+
+def _encode_bytes(heads: _Heads, values: list[bytes], counts: int | list[int]) -> list[bytes]:
+    prefixes: dict[int, bytes] = {}
+    if counts == 1:
+        rows = []
+        for value in values:
+            size = len(value)
+            prefix = prefixes.get(size)
+            if prefix is None:
+                own = b"\x0a" + varint(size)
+                prefix = prefixes[size] = heads(len(own) + size) + own
+            rows.append(prefix + value)
+        return rows
+    items = [delimited(1, value) for value in values]
+    if isinstance(counts, int):
+        bounds = [*range(0, len(items) + 1, counts)] if counts else []
+    else:
+        bounds = [*accumulate(counts, initial=0)]
+    bodies = [b"".join(items[begin:end]) for begin, end in pairwise(bounds)]
+    return [heads(len(body)) + body for body in bodies]
+
+
+def _with_head(rows: Array, head: bytes) -> Array:
+    """`rows` of uint8, with `head` before each."""
+    count, width = rows.shape
+    made = np.empty((count, len(head) + width), np.uint8)
+    made[:, : len(head)] = np.frombuffer(head, np.uint8)
+    made[:, len(head) :] = rows
+    return made
+
+
+def _rows(block: Array) -> list[bytes]:
+    count, width = block.shape
+    data = block.tobytes()
+    return [data[begin : begin + width] for begin in range(0, count * width, width)]
+
+
+def _join(columns: list[Array | list[bytes]], count: int) -> Array | list[bytes]:
+    """Examples out of their features."""
+    blocks = [column for column in columns if not isinstance(column, list)]
+    lists = [column for column in columns if isinstance(column, list)]
+    if count == 0:
+        return []
+    if not columns:
+        return [b""] * count
+    block = None
+    if blocks:
+        block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+        if not lists:
+            return _with_head(block, b"\x0a" + varint(block.shape[1]))
+        lists = [_rows(block), *lists]
+    heads: dict[int, bytes] = {}
+    examples = []
+    for features in map(b"".join, zip(*lists, strict=True)):
+        size = len(features)
+        head = heads.get(size)
+        if head is None:
+            # No field at all where every feature is missing, as protobuf writes an empty Example.
+            head = heads[size] = b"\x0a" + varint(size) if size else b""
+        examples.append(head + features)
+    return examples

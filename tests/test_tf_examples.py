@@ -1,0 +1,327 @@
+"""Building `tf.Example`s: every form that examples come in, against protobuf's own reading of the bytes."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioserving import InvalidInputError, messages
+from aioserving._proto import message_class
+from aioserving.tf_examples import encode_input, serialize_examples
+
+
+def features(serialized: bytes) -> dict[str, tuple[str | None, list[Any]]]:
+    """Kind and values of every feature, read by protobuf."""
+    example: Any = message_class("tensorflow.Example").FromString(serialized)
+    found = {}
+    for name, feature in example.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        found[name] = (kind, list(getattr(feature, kind).value) if kind else [])
+    return found
+
+
+def all_features(examples: Any) -> list[dict[str, tuple[str | None, list[Any]]]]:
+    return [features(example) for example in serialize_examples(examples)]
+
+
+def parsed(examples: Any, context: Any = None) -> tuple[Any, int]:
+    data, count = encode_input(examples, context)
+    return message_class("tensorflow.serving.Input").FromString(data), count
+
+
+def test_a_dict_of_columns_is_one_example_for_each_position() -> None:
+    """Arrays and lists with a common first axis become rows, kinds by dtype or type."""
+    columns = {
+        "age": np.array([31, 52], np.int32),
+        "big": [300, -1],
+        "weight": np.array([1.5, 2.5]),
+        "pixels": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "grid": np.arange(8, dtype=np.uint8).reshape(2, 2, 2),
+        "on": np.array([True, False]),
+        "name": ["Zoë", b"\x00\xff"],
+        "tags": np.array([["a", "b"], ["c", ""]]),
+        "ragged": [[1.0, 2.0], [3.0]],
+        "words": [["x"], ["y", "zz"]],
+        "wide": [[1, 300], [70000]],
+    }
+    assert all_features(columns) == [
+        {
+            "age": ("int64_list", [31]),
+            "big": ("int64_list", [300]),
+            "weight": ("float_list", [1.5]),
+            "pixels": ("float_list", [0.0, 1.0, 2.0]),
+            "grid": ("int64_list", [0, 1, 2, 3]),
+            "on": ("int64_list", [1]),
+            "name": ("bytes_list", ["Zoë".encode()]),
+            "tags": ("bytes_list", [b"a", b"b"]),
+            "ragged": ("float_list", [1.0, 2.0]),
+            "words": ("bytes_list", [b"x"]),
+            "wide": ("int64_list", [1, 300]),
+        },
+        {
+            "age": ("int64_list", [52]),
+            "big": ("int64_list", [-1]),
+            "weight": ("float_list", [2.5]),
+            "pixels": ("float_list", [3.0, 4.0, 5.0]),
+            "grid": ("int64_list", [4, 5, 6, 7]),
+            "on": ("int64_list", [0]),
+            "name": ("bytes_list", [b"\x00\xff"]),
+            "tags": ("bytes_list", [b"c", b""]),
+            "ragged": ("float_list", [3.0]),
+            "words": ("bytes_list", [b"y", b"zz"]),
+            "wide": ("int64_list", [70000]),
+        },
+    ]
+
+
+def test_a_dict_with_a_scalar_is_one_example() -> None:
+    """Lists in it are lists of that example's feature."""
+    for scalar in (31, np.int64(31), np.array(31)):
+        assert all_features({"age": scalar, "tags": ["a", "b"]}) == [
+            {"age": ("int64_list", [31]), "tags": ("bytes_list", [b"a", b"b"])}
+        ]
+
+
+def test_a_list_of_dicts_is_one_example_for_each() -> None:
+    """Lists are features' own, features may be missing, and an empty dict is an example too."""
+    rows = [
+        {"x": 2.0, "ids": [1, 2]},
+        {},
+        {"x": np.float32(0.5), "ids": []},
+        {"ids": np.array([[3, 4], [5, 6]])},
+        {"ids": (np.int8(7), np.array(8))},
+    ]
+    assert all_features(rows) == [
+        {"x": ("float_list", [2.0]), "ids": ("int64_list", [1, 2])},
+        {},
+        {"x": ("float_list", [0.5]), "ids": ("int64_list", [])},
+        {"ids": ("int64_list", [3, 4, 5, 6])},
+        {"ids": ("int64_list", [7, 8])},
+    ]
+    assert all_features(iter([{"x": 1}])) == [{"x": ("int64_list", [1])}]
+    assert serialize_examples([{}, {}]) == [b"", b""]
+    assert parsed([{}])[1] == 1
+
+
+def test_empty_features() -> None:
+    """A feature without values keeps its kind where the dtype tells it, and is unset where nothing does."""
+    assert (
+        all_features({"a": np.empty((2, 0), np.float32), "b": [[], []]})
+        == [{"a": ("float_list", []), "b": (None, [])}] * 2
+    )
+
+
+def test_ready_examples_go_as_they_are() -> None:
+    """Messages, views and bytes, alone, in lists, and mixed with dicts."""
+    view = messages.Example(features={"x": 2.5})
+    serialized = view.to_bytes()
+    for one in (view, view.pb, serialized, bytearray(serialized), memoryview(serialized)):
+        assert serialize_examples(one) == [serialized]
+        mixed = serialize_examples([{"x": 1.5}, one, {"x": 3.5}])
+        assert mixed[1] == serialized
+        assert [features(example)["x"][1] for example in mixed] == [[1.5], [2.5], [3.5]]
+    assert serialize_examples(np.array([serialized] * 2, object)) == [serialized] * 2
+    ready = messages.Input(example_list=[view, view])
+    assert encode_input(ready) == (ready.to_bytes(), 2)
+    assert encode_input(ready.pb) == (ready.to_bytes(), 2)
+
+
+def test_context() -> None:
+    """It travels beside the examples; lists in it are features of its own."""
+    message, count = parsed({"x": [1.0, 2.0]}, {"country": "NL", "ids": [1, 2]})
+    assert count == 2
+    inner = message.example_list_with_context
+    assert len(inner.examples) == 2
+    assert features(inner.context.SerializeToString()) == {
+        "country": ("bytes_list", [b"NL"]),
+        "ids": ("int64_list", [1, 2]),
+    }
+    view = messages.Example(features={"x": 2.5})
+    for context in (view, view.pb, view.to_bytes()):
+        assert parsed([{}], context)[0].example_list_with_context.context == view.pb
+    assert parsed([{}])[0].WhichOneof("kind") == "example_list"
+
+
+SCALARS = {
+    "ints": st.integers(-(2**63), 2**63 - 1),
+    "floats": st.floats(width=32, allow_nan=False),
+    "texts": st.text(),
+    "blobs": st.binary(),
+    "flags": st.booleans(),
+}
+
+
+@given(st.data())
+def test_what_is_put_in_is_what_protobuf_reads(data: st.DataObject) -> None:
+    """For any values, list lengths and missing features, by rows and by columns."""
+    count = data.draw(st.integers(1, 70))
+    columns = {
+        name: data.draw(st.lists(st.lists(values, min_size=1, max_size=3), min_size=count, max_size=count))
+        for name, values in SCALARS.items()
+        if data.draw(st.booleans())
+    }
+    rows = [{name: column[index] for name, column in columns.items()} for index in range(count)]
+    expected = [
+        {
+            name: [value.encode() if isinstance(value, str) else value for value in values]
+            for name, values in row.items()
+        }
+        for row in rows
+    ]
+    assert [{k: v for k, (_, v) in row.items()} for row in all_features(rows)] == expected
+    if columns:
+        assert serialize_examples(columns) == serialize_examples(rows)
+        message, read = parsed(columns)
+        assert read == count
+        assert [example.SerializeToString() for example in message.example_list.examples] == [
+            message_class("tensorflow.Example").FromString(row).SerializeToString()
+            for row in serialize_examples(rows)
+        ]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", ">i4", ">f8", "?"]
+)
+def test_every_number_dtype(dtype: str) -> None:
+    """Any width and byte order reads back as the same numbers, from contiguous arrays and others."""
+    array = np.array([[0, 1, 7], [100, 1, 0]]).astype(dtype)
+    for given_array in (array, np.asfortranarray(array), np.repeat(array, 2, axis=1)[:, ::2]):
+        assert [row["x"][1] for row in all_features({"x": given_array})] == array.tolist()
+
+
+def test_small_floats() -> None:
+    """ml_dtypes' bfloat16 is a float like others."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes")
+    column = np.array([1.5, 2.0], ml_dtypes.bfloat16)
+    assert [row["x"] for row in all_features({"x": column})] == [("float_list", [1.5]), ("float_list", [2.0])]
+    assert all_features([{"x": column}]) == [{"x": ("float_list", [1.5, 2.0])}]
+
+
+def test_subclasses_of_pythons_types() -> None:
+    """An IntEnum is an int."""
+    color = enum.IntEnum("color", ["RED", "BLUE"])
+    assert all_features([{"x": color.BLUE}]) == [{"x": ("int64_list", [2])}]
+
+
+@pytest.mark.parametrize(
+    ("examples", "told"),
+    [
+        (
+            [{"x": 1.0}, {"x": 2}],
+            "feature 'x' of example 1 is or holds a int, but example 0 begins with a float",
+        ),
+        ({"x": [1.0, 2.0, "3"]}, "feature 'x' of example 2 is or holds a str"),
+        ([{"x": [1, 2.5]}], "feature 'x' of example 0 is or holds a float"),
+        ([{"x": [1, True]}], "feature 'x' of example 0 is or holds a bool"),
+        ({"x": 1, "y": [1, "a"]}, "feature 'y' of the example is or holds a str"),
+        ([{"x": 1.0}, {}, {"x": None}], "feature 'x' of example 2 is or holds None"),
+        ({"x": [1.0, None]}, "feature 'x' of example 1 is or holds None"),
+        ({"x": np.array(["a", None], object)}, "feature 'x' of example 1 is or holds None"),
+        ([{"x": [[1, 2], [3]]}], "feature 'x' of example 0 is ragged"),
+        ([{"x": [[1, 2], 3]}], "feature 'x' of example 0 is ragged"),
+        ([{"x": [[[1], [2]], [[3], [4, 5]]]}], "feature 'x' of example 0 is ragged"),
+        ([{"x": {"y": 1}}], "feature 'x' of example 0 is or holds a dict"),
+        ([{"x": 1j}], "holds a complex"),
+        ({"x": np.array([1j])}, "feature 'x' of example 0 is of dtype complex128"),
+        ({"x": np.array(["2020-01-01"], "M8[D]")}, "is of dtype datetime64"),
+        ([{"x": np.datetime64("2020-01-01")}], "is of dtype datetime64"),
+        ([{"x": 1}, {"x": 2**63}], "feature 'x' of example 1 is out of int64's range: 9223372036854775808"),
+        ({"x": np.array([1, 2**63], np.uint64)}, "feature 'x' of example 1 is out of int64's range"),
+        (
+            {"x": np.array([[1.0, 1.0], [1.0, 1e39]])},
+            "feature 'x' of example 1 is out of float32's range: 1e",
+        ),
+        ([{"x": 0.0}, {"x": -1e300}], "feature 'x' of example 1 is out of float32's range"),
+        ([{"x": "a"}, {"x": "\ud800"}], "feature 'x' of example 1 is no text that UTF-8 can hold"),
+        ({"x": [1, 2], "y": [1]}, "columns differ in length ('x': 2, 'y': 1)"),
+        ([{7: 1}], "names of features are str, got 7"),
+        ([{"\ud800": 1}], "is no text that UTF-8 can hold"),
+        ({}, "an empty dict"),
+        ("text", "got str"),
+        (3, "got int"),
+        (None, "got NoneType"),
+        ([3], "example 0 is a int"),
+        ([{"x": 1}, "text"], "example 1 is a str"),
+        (b"\x0a\xff", "these 2 bytes are no serialized tf.Example"),
+        ([{}, b"\x0a\xff"], "example 1: these 2 bytes"),
+        (messages.ModelSpec(name="m"), "got a tensorflow.serving.ModelSpec message"),
+        ([messages.ModelSpec(name="m")], "example 0 must be a tf.Example"),
+        (np.array([b"\x0a\x00"]), "use dtype=object"),
+    ],
+)
+def test_bad_examples_say_which_feature_and_row(examples: Any, told: str) -> None:
+    """Nothing is guessed: mixed types, ragged lists, None and what no feature holds are refused."""
+    with pytest.raises(InvalidInputError) as caught:
+        encode_input(examples)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("examples", [[], {"x": []}, {"x": np.empty((0, 3))}, messages.Input()])
+def test_no_examples_are_refused(examples: Any) -> None:
+    """The server would say that its input is empty; a context alone changes nothing."""
+    with pytest.raises(InvalidInputError, match="there are no examples"):
+        encode_input(examples)
+    if not isinstance(examples, messages.Input):
+        with pytest.raises(InvalidInputError, match="there are no examples"):
+            encode_input(examples, {"x": 1})
+    assert encode_input(examples, check=False)[1] == 0
+
+
+def test_bad_contexts() -> None:
+    """A context is one example; errors in it name it."""
+    with pytest.raises(InvalidInputError, match="feature 'x' of the context is or holds None"):
+        encode_input([{}], {"x": None})
+    with pytest.raises(InvalidInputError, match="context must be a dict"):
+        encode_input([{}], [{"x": 1}])  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="the context: these 2 bytes"):
+        encode_input([{}], b"\x0a\xff")
+    with pytest.raises(InvalidInputError, match="carries its own context"):
+        encode_input(messages.Input(), {"x": 1})
+
+
+def test_unchecked_bytes_pass() -> None:
+    """Without checks, what is sent is what was given."""
+    assert encode_input(b"\x0a\xff", check=False) == (b"\x0a\x04\x0a\x02\x0a\xff", 1)
+
+
+def test_a_pandas_data_frame() -> None:
+    """Each row is an example, each column a feature."""
+    pandas = pytest.importorskip("pandas", reason="needs pandas, which is optional")
+    frame = pandas.DataFrame({"age": [31, 52], "weight": [1.5, 2.5], "name": ["a", "b"]}, index=[7, 9])
+    assert all_features(frame) == [
+        {"age": ("int64_list", [31]), "weight": ("float_list", [1.5]), "name": ("bytes_list", [b"a"])},
+        {"age": ("int64_list", [52]), "weight": ("float_list", [2.5]), "name": ("bytes_list", [b"b"])},
+    ]
+    with pytest.raises(InvalidInputError, match="feature 'x' of example 1"):
+        encode_input(pandas.DataFrame({"x": pandas.array([1, None], "Int64")}))
+    with pytest.raises(InvalidInputError, match="the same name"):
+        encode_input(pandas.DataFrame([[1, 2]], columns=["a", "a"]))
+    with pytest.raises(InvalidInputError, match="there are no examples"):
+        encode_input(frame[:0])
+
+
+def test_a_pyarrow_table() -> None:
+    """Lists may differ in length; a null is refused, not made a NaN."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow, which is optional")
+    table = pyarrow.table({"age": [31, 52], "on": [True, False], "name": ["a", "b"], "ids": [[1], [2, 3]]})
+    assert all_features(table) == [
+        {
+            "age": ("int64_list", [31]),
+            "on": ("int64_list", [1]),
+            "name": ("bytes_list", [b"a"]),
+            "ids": ("int64_list", [1]),
+        },
+        {
+            "age": ("int64_list", [52]),
+            "on": ("int64_list", [0]),
+            "name": ("bytes_list", [b"b"]),
+            "ids": ("int64_list", [2, 3]),
+        },
+    ]
+    with pytest.raises(InvalidInputError, match="feature 'x' of example 1 is null"):
+        encode_input(pyarrow.table({"x": [1, None]}))
