@@ -328,10 +328,10 @@ class ModelServer:
         try:
             self._threads, self._manager = threads, manager
             await manager.start(self._config)
+            await self._start_rest(manager)
             server = grpc.aio.server(options=self._channel_options())
             server.add_generic_rpc_handlers((_Router(self._handlers()),))
             self._listen(server)
-            await self._start_rest(manager)
             await server.start()
         except BaseException:
             self._threads = self._manager = None
