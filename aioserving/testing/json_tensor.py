@@ -69,7 +69,7 @@ def parse_object(body: bytes) -> dict[str, Json]:
         offset = len(text[: error.pos].encode("utf-8", "surrogateescape"))
         raise _invalid(f"JSON Parse error: {_parse_error(text, error)} at offset: {offset}") from error
     except ValueError as error:  # an integer of more digits than Python converts
-        raise _invalid("JSON Parse error: Number too big to be stored in double. at offset: 0") from error
+        raise _too_big() from error
     if type(document) is not dict:
         raise _invalid(f"JSON Value: {value_text(document)} Is not object")
     return document
@@ -341,7 +341,11 @@ def _lossless(value: float, data_type: int) -> bool:
     largest, limit = _DECIMALS[DataType(data_type)]
     if _is_whole(value):
         return abs(value) <= largest
-    return not math.isfinite(value) or abs(value) <= limit
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise _too_big() from error
+    return not math.isfinite(number) or abs(number) <= limit
 
 
 def _leaf(data_type: int) -> Callable[[Json], Any]:
@@ -429,12 +433,14 @@ def _array(values: list[Any], data_type: int, shape: tuple[int, ...]) -> Array:
         return array.reshape(shape)
     except UnsupportedTypeError as error:
         raise StatusError(StatusCode.UNIMPLEMENTED, str(error)) from error
-    except OverflowError as error:
-        raise _invalid("JSON Parse error: Number too big to be stored in double. at offset: 0") from error
     except ValueError as error:  # more dimensions than numpy has
         raise StatusError(
             StatusCode.UNIMPLEMENTED, f"this server cannot hold tensors of {len(shape)} dimensions"
         ) from error
+
+
+def _too_big() -> StatusError:
+    return _invalid("JSON Parse error: Number too big to be stored in double. at offset: 0")
 
 
 def _octets(text: str) -> bytes:
@@ -593,7 +599,7 @@ def _feature_value(value: Json, name: str) -> tuple[str, Any]:
         return "int64_list", value
     if not _lossless(value, DataType.DT_FLOAT):
         raise _lossy(value, "float")
-    return "float_list", value
+    return "float_list", float(value)
 
 
 # ---------------------------------------------------------------- answers

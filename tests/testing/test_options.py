@@ -34,6 +34,12 @@ def test_defaults_are_the_real_servers() -> None:
     assert options.enable_model_warmup
     assert not options.enable_grpc_healthcheck_service
     assert options.testing_manage_state_interval_ms == 100
+    assert (options.rest_api_port, options.rest_api_num_threads, options.rest_api_timeout_in_ms) == (
+        0,
+        0,
+        30000,
+    )
+    assert options.monitoring_config_file == ""
 
 
 @pytest.mark.parametrize(
