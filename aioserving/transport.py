@@ -51,6 +51,8 @@ _OPTIONS: Final[dict[str, Any]] = {
     # server takes to restart.
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 2_000,
+    # Larger writes to the socket: a tenth less CPU time for a message of 19 MB, no difference at 3 KB.
+    "grpc.http2.write_buffer_size": 1024 * 1024,
     # No TXT look-ups for service configs: one DNS round trip less.
     "grpc.service_config_disable_resolution": 1,
     "grpc.primary_user_agent": "aioserving",
