@@ -5,10 +5,12 @@
 
 Importing it never imports TensorFlow. The map:
 
-    what people use   client (AsyncClient, Model), blocking (Client), prediction, status, errors
+    what people use   client (AsyncClient, Model), blocking (Client), errors;
+                      prediction, inference (results), status
     moving bytes      pool (endpoints and connections), transport (one gRPC channel)
     data              signature (checks inputs), messages (views of protobuf messages),
-                      codec (numpy arrays <-> TensorProto bytes), dtypes, wire
+                      codec (numpy arrays <-> TensorProto bytes), dtypes, wire,
+                      tf_examples (Python values -> tf.Example bytes)
     for your tests    testing (a server that behaves as TensorFlow Serving does)
 
 To follow one `predict` call, read client, pool, transport; then codec.
@@ -53,6 +55,13 @@ from aioserving.errors import (
     VersionLabelNotFoundError,
     VersionNotFoundError,
 )
+from aioserving.inference import (
+    Classification,
+    ClassifyResult,
+    MultiInferenceResult,
+    RegressResult,
+    ScoredClass,
+)
 from aioserving.pool import ConnectionStats, EndpointStats, PoolOptions
 from aioserving.prediction import PredictResult
 from aioserving.signature import ModelMetadata, Signature, TensorSpec
@@ -69,6 +78,8 @@ __all__ = [
     "AsyncClient",
     "BlockingModel",
     "CancelledError",
+    "Classification",
+    "ClassifyResult",
     "Client",
     "ClientClosedError",
     "ClientStateError",
@@ -93,6 +104,7 @@ __all__ = [
     "ModelServerConfig",
     "ModelSpec",
     "ModelStatus",
+    "MultiInferenceResult",
     "NotFoundError",
     "OutOfRangeError",
     "PermissionDeniedError",
@@ -100,7 +112,9 @@ __all__ = [
     "PredictRequest",
     "PredictResult",
     "RPCError",
+    "RegressResult",
     "ResourceExhaustedError",
+    "ScoredClass",
     "ServingError",
     "Signature",
     "SignatureNotFoundError",

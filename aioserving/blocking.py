@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from aioserving import errors
 from aioserving._types import DEFAULT, Inputs, Metadata, Timeout
 from aioserving.client import AsyncClient, ClientStats, Model, ModelConfigs
+from aioserving.inference import ClassifyResult, MultiInferenceResult, RegressResult, Tasks
 from aioserving.pool import PoolOptions
 from aioserving.prediction import PredictResult
 from aioserving.signature import ModelMetadata
 from aioserving.status import ModelStatus, VersionStatus
+from aioserving.tf_examples import Context, Examples
 from aioserving.transport import ChannelOptions, check_fork, process_generation
 
 if TYPE_CHECKING:
@@ -340,6 +342,265 @@ class Client:
             )
         )
 
+    @overload
+    def classify(
+        self,
+        model: str,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> ClassifyResult: ...
+
+    @overload
+    def classify(
+        self,
+        model: Message | View,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ClassifyResult: ...
+
+    def classify(
+        self,
+        model: str | Message | View,
+        examples: Examples | None = None,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> ClassifyResult:
+        """Classify examples.
+
+        Which features the model requires is known to the server alone; that the signature can classify
+        (one input, ``inputs``, and the outputs for it) is checked before anything is sent.
+
+        Args:
+            model: name of the model; or a ready ClassificationRequest, which is sent as it is.
+            examples: a dict of columns, a DataFrame or Table, a list of dicts, a dict of one example,
+                `tf.Example` messages, views or bytes; see `aioserving.tf_examples.serialize_examples`.
+            context: features of every example that has none of that name: a dict or a `tf.Example`.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            signature_name: key of the signature; ``serving_default`` if not given.
+            timeout: seconds until the call fails; the client's own setting if not given, None for no
+                limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
+            validate: False checks neither signature nor serialized examples, and asks for no metadata.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            ``result[0].label``, ``.score``, ``.top(3)`` for each example; ``result.scores`` and
+            ``result.labels``, arrays of (examples, classes).
+
+        Raises:
+            InvalidInputError: examples are none, ragged or of mixed types; or the signature does not fit.
+            InvalidArgumentError: the model cannot parse the examples: a feature that it requires is
+                missing, or has another type or length.
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            SignatureNotFoundError: the model has no such signature.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            DecodeError: the answer is no ClassificationResponse.
+            RPCError: any other gRPC status; see `aioserving.errors`.
+        """
+        # The overloads above say which arguments go together.
+        classify: Callable[..., Coroutine[Any, Any, ClassifyResult]] = self._client.classify
+        return self._run(
+            classify(
+                model,
+                examples,
+                context=context,
+                version=version,
+                version_label=version_label,
+                signature_name=signature_name,
+                timeout=timeout,
+                validate=validate,
+                metadata=metadata,
+            )
+        )
+
+    @overload
+    def regress(
+        self,
+        model: str,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> RegressResult: ...
+
+    @overload
+    def regress(
+        self,
+        model: Message | View,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> RegressResult: ...
+
+    def regress(
+        self,
+        model: str | Message | View,
+        examples: Examples | None = None,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> RegressResult:
+        """Find a number for each of the examples.
+
+        Which features the model requires is known to the server alone; that the signature can regress
+        (one input, ``inputs``, and the outputs for it) is checked before anything is sent.
+
+        Args:
+            model: name of the model; or a ready RegressionRequest, which is sent as it is.
+            examples: a dict of columns, a DataFrame or Table, a list of dicts, a dict of one example,
+                `tf.Example` messages, views or bytes; see `aioserving.tf_examples.serialize_examples`.
+            context: features of every example that has none of that name: a dict or a `tf.Example`.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            signature_name: key of the signature; ``serving_default`` if not given.
+            timeout: seconds until the call fails; the client's own setting if not given, None for no
+                limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
+            validate: False checks neither signature nor serialized examples, and asks for no metadata.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            A sequence of the numbers; ``result.values``, a float32 array of (examples,).
+
+        Raises:
+            InvalidInputError: examples are none, ragged or of mixed types; or the signature does not fit.
+            InvalidArgumentError: the model cannot parse the examples: a feature that it requires is
+                missing, or has another type or length.
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            SignatureNotFoundError: the model has no such signature.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            DecodeError: the answer is no RegressionResponse.
+            RPCError: any other gRPC status; see `aioserving.errors`.
+        """
+        # The overloads above say which arguments go together.
+        regress: Callable[..., Coroutine[Any, Any, RegressResult]] = self._client.regress
+        return self._run(
+            regress(
+                model,
+                examples,
+                context=context,
+                version=version,
+                version_label=version_label,
+                signature_name=signature_name,
+                timeout=timeout,
+                validate=validate,
+                metadata=metadata,
+            )
+        )
+
+    @overload
+    def multi_inference(
+        self,
+        model: str,
+        tasks: Tasks,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> MultiInferenceResult: ...
+
+    @overload
+    def multi_inference(
+        self,
+        model: Message | View,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> MultiInferenceResult: ...
+
+    def multi_inference(
+        self,
+        model: str | Message | View,
+        tasks: Tasks | None = None,
+        examples: Examples | None = None,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> MultiInferenceResult:
+        """Run several signatures of one model on the same examples, in one run of its graph.
+
+        What the server is certain to refuse (no tasks, a signature used twice, another model, a signature
+        that cannot classify or regress) is refused before anything is sent.
+
+        Args:
+            model: name of the model; or a ready MultiInferenceRequest, which is sent as it is.
+            tasks: ``("classify", signature_name)`` and ``("regress", signature_name)`` pairs (None for
+                ``serving_default``), or `InferenceTask`s, of which method and signature count.
+            examples: a dict of columns, a DataFrame or Table, a list of dicts, a dict of one example,
+                `tf.Example` messages, views or bytes; see `aioserving.tf_examples.serialize_examples`.
+            context: features of every example that has none of that name: a dict or a `tf.Example`.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            timeout: seconds until the call fails; the client's own setting if not given, None for no
+                limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
+            validate: False checks neither tasks nor serialized examples, and asks for no metadata.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            A `ClassifyResult` or `RegressResult` for each task, in order.
+
+        Raises:
+            InvalidInputError: examples are none, ragged or of mixed types; or tasks do not fit.
+            InvalidArgumentError: the model cannot parse the examples: a feature that it requires is
+                missing, or has another type or length.
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            SignatureNotFoundError: the model has no such signature.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            DecodeError: the answer is no MultiInferenceResponse.
+            RPCError: any other gRPC status; see `aioserving.errors`.
+        """
+        # The overloads above say which arguments go together.
+        multi_inference: Callable[..., Coroutine[Any, Any, MultiInferenceResult]] = (
+            self._client.multi_inference
+        )
+        return self._run(
+            multi_inference(
+                model,
+                tasks,
+                examples,
+                context=context,
+                version=version,
+                version_label=version_label,
+                timeout=timeout,
+                validate=validate,
+                metadata=metadata,
+            )
+        )
+
     def get_model_metadata(
         self,
         model: str,
@@ -531,6 +792,55 @@ class BlockingModel:
         return self._client._run(
             self._model.predict(
                 inputs, output_filter=output_filter, timeout=timeout, validate=validate, metadata=metadata
+            )
+        )
+
+    def classify(
+        self,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> ClassifyResult:
+        """Classify examples; see `AsyncClient.classify`."""
+        return self._client._run(
+            self._model.classify(
+                examples, context=context, timeout=timeout, validate=validate, metadata=metadata
+            )
+        )
+
+    def regress(
+        self,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> RegressResult:
+        """Find a number for each of the examples; see `AsyncClient.regress`."""
+        return self._client._run(
+            self._model.regress(
+                examples, context=context, timeout=timeout, validate=validate, metadata=metadata
+            )
+        )
+
+    def multi_inference(
+        self,
+        tasks: Tasks,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> MultiInferenceResult:
+        """Run several signatures of the model on the same examples; see `AsyncClient.multi_inference`."""
+        return self._client._run(
+            self._model.multi_inference(
+                tasks, examples, context=context, timeout=timeout, validate=validate, metadata=metadata
             )
         )
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -21,10 +21,21 @@ from aioserving.codec import (
     encode_predict_request,
 )
 from aioserving.deadline import deadline_after
+from aioserving.inference import (
+    CLASSIFY,
+    REGRESS,
+    ClassifyResult,
+    MultiInferenceResult,
+    RegressResult,
+    Tasks,
+    check_signature,
+    read_tasks,
+)
 from aioserving.pool import Endpoint, EndpointStats, Pool, PoolOptions
 from aioserving.prediction import PredictResult
 from aioserving.signature import ModelMetadata, Signature
 from aioserving.status import ModelStatus, VersionStatus
+from aioserving.tf_examples import Context, Examples, encode_input
 from aioserving.transport import ChannelOptions, Transport, check_fork, process_generation
 from aioserving.wire import delimited
 
@@ -38,6 +49,9 @@ if TYPE_CHECKING:
 __all__ = ["AsyncClient", "ClientStats", "Model"]
 
 _PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
+_CLASSIFY: Final = "/tensorflow.serving.PredictionService/Classify"
+_REGRESS: Final = "/tensorflow.serving.PredictionService/Regress"
+_MULTI_INFERENCE: Final = "/tensorflow.serving.PredictionService/MultiInference"
 _GET_MODEL_METADATA: Final = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _GET_MODEL_STATUS: Final = "/tensorflow.serving.ModelService/GetModelStatus"
 _RELOAD_CONFIG: Final = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
@@ -47,6 +61,8 @@ _PLATFORM: Final = "tensorflow"
 
 #: Seconds for which fetched signatures are believed when they refuse an input.
 _BELIEVE: Final = 1.0
+
+_Result = TypeVar("_Result", ClassifyResult, RegressResult, MultiInferenceResult)
 
 ModelConfigs: TypeAlias = "ModelServerConfig | Message | Iterable[ModelConfig | Mapping[str, Any] | Message]"
 
@@ -467,6 +483,362 @@ class AsyncClient:
             raise _undecodable(error, "Predict", model, endpoint) from error
         return PredictResult(outputs, model_spec, response)
 
+    @overload
+    async def classify(
+        self,
+        model: str,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> ClassifyResult: ...
+
+    @overload
+    async def classify(
+        self,
+        model: Message | View,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ClassifyResult: ...
+
+    async def classify(
+        self,
+        model: str | Message | View,
+        examples: Examples | None = None,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> ClassifyResult:
+        """Classify examples.
+
+        Which features the model requires is known to the server alone; that the signature can classify
+        (one input, ``inputs``, and the outputs for it) is checked before anything is sent.
+
+        Args:
+            model: name of the model; or a ready ClassificationRequest, which is sent as it is.
+            examples: a dict of columns, a DataFrame or Table, a list of dicts, a dict of one example,
+                `tf.Example` messages, views or bytes; see `aioserving.tf_examples.serialize_examples`.
+            context: features of every example that has none of that name: a dict or a `tf.Example`.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            signature_name: key of the signature; ``serving_default`` if not given.
+            timeout: seconds until the call fails; the client's own setting if not given, None for no
+                limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
+            validate: False checks neither signature nor serialized examples, and asks for no metadata.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            ``result[0].label``, ``.score``, ``.top(3)`` for each example; ``result.scores`` and
+            ``result.labels``, arrays of (examples, classes).
+
+        Raises:
+            InvalidInputError: examples are none, ragged or of mixed types; or the signature does not fit.
+            InvalidArgumentError: the model cannot parse the examples: a feature that it requires is
+                missing, or has another type or length.
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            SignatureNotFoundError: the model has no such signature.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            DecodeError: the answer is no ClassificationResponse.
+            RPCError: any other gRPC status; see `aioserving.errors`.
+        """
+        deadline = self._begin(timeout)
+        if not isinstance(model, str):
+            response, model_name, endpoint = await self._send_message(
+                _CLASSIFY, "ClassificationRequest", model, (examples, context), deadline, metadata
+            )
+            return _read(ClassifyResult, response, "Classify", model_name, endpoint)
+        plan = self._plan(model, version, version_label, signature_name)
+        return await self._classify(plan, examples, context, deadline, validate, metadata)
+
+    @overload
+    async def regress(
+        self,
+        model: str,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> RegressResult: ...
+
+    @overload
+    async def regress(
+        self,
+        model: Message | View,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> RegressResult: ...
+
+    async def regress(
+        self,
+        model: str | Message | View,
+        examples: Examples | None = None,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        signature_name: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> RegressResult:
+        """Find a number for each of the examples.
+
+        Which features the model requires is known to the server alone; that the signature can regress
+        (one input, ``inputs``, and the outputs for it) is checked before anything is sent.
+
+        Args:
+            model: name of the model; or a ready RegressionRequest, which is sent as it is.
+            examples: a dict of columns, a DataFrame or Table, a list of dicts, a dict of one example,
+                `tf.Example` messages, views or bytes; see `aioserving.tf_examples.serialize_examples`.
+            context: features of every example that has none of that name: a dict or a `tf.Example`.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            signature_name: key of the signature; ``serving_default`` if not given.
+            timeout: seconds until the call fails; the client's own setting if not given, None for no
+                limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
+            validate: False checks neither signature nor serialized examples, and asks for no metadata.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            A sequence of the numbers; ``result.values``, a float32 array of (examples,).
+
+        Raises:
+            InvalidInputError: examples are none, ragged or of mixed types; or the signature does not fit.
+            InvalidArgumentError: the model cannot parse the examples: a feature that it requires is
+                missing, or has another type or length.
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            SignatureNotFoundError: the model has no such signature.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            DecodeError: the answer is no RegressionResponse.
+            RPCError: any other gRPC status; see `aioserving.errors`.
+        """
+        deadline = self._begin(timeout)
+        if not isinstance(model, str):
+            response, model_name, endpoint = await self._send_message(
+                _REGRESS, "RegressionRequest", model, (examples, context), deadline, metadata
+            )
+            return _read(RegressResult, response, "Regress", model_name, endpoint)
+        plan = self._plan(model, version, version_label, signature_name)
+        return await self._regress(plan, examples, context, deadline, validate, metadata)
+
+    @overload
+    async def multi_inference(
+        self,
+        model: str,
+        tasks: Tasks,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> MultiInferenceResult: ...
+
+    @overload
+    async def multi_inference(
+        self,
+        model: Message | View,
+        *,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> MultiInferenceResult: ...
+
+    async def multi_inference(
+        self,
+        model: str | Message | View,
+        tasks: Tasks | None = None,
+        examples: Examples | None = None,
+        *,
+        context: Context | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> MultiInferenceResult:
+        """Run several signatures of one model on the same examples, in one run of its graph.
+
+        What the server is certain to refuse (no tasks, a signature used twice, another model, a signature
+        that cannot classify or regress) is refused before anything is sent.
+
+        Args:
+            model: name of the model; or a ready MultiInferenceRequest, which is sent as it is.
+            tasks: ``("classify", signature_name)`` and ``("regress", signature_name)`` pairs (None for
+                ``serving_default``), or `InferenceTask`s, of which method and signature count.
+            examples: a dict of columns, a DataFrame or Table, a list of dicts, a dict of one example,
+                `tf.Example` messages, views or bytes; see `aioserving.tf_examples.serialize_examples`.
+            context: features of every example that has none of that name: a dict or a `tf.Example`.
+            version: version number; the newest available one if neither it nor a label is given.
+            version_label: label that the server's configuration gives a version.
+            timeout: seconds until the call fails; the client's own setting if not given, None for no
+                limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
+            validate: False checks neither tasks nor serialized examples, and asks for no metadata.
+            metadata: gRPC metadata of this call.
+
+        Returns:
+            A `ClassifyResult` or `RegressResult` for each task, in order.
+
+        Raises:
+            InvalidInputError: examples are none, ragged or of mixed types; or tasks do not fit.
+            InvalidArgumentError: the model cannot parse the examples: a feature that it requires is
+                missing, or has another type or length.
+            ModelNotFoundError: unknown model, or (`VersionNotFoundError`) version.
+            SignatureNotFoundError: the model has no such signature.
+            DeadlineExceededError: no answer in time.
+            UnavailableError: the server cannot be reached.
+            DecodeError: the answer is no MultiInferenceResponse.
+            RPCError: any other gRPC status; see `aioserving.errors`.
+        """
+        deadline = self._begin(timeout)
+        if not isinstance(model, str):
+            response, model_name, endpoint = await self._send_message(
+                _MULTI_INFERENCE,
+                "MultiInferenceRequest",
+                model,
+                (tasks, examples, context),
+                deadline,
+                metadata,
+            )
+            return _read(MultiInferenceResult, response, "MultiInference", model_name, endpoint)
+        plan = self._plan(model, version, version_label, None)
+        return await self._multi_inference(plan, tasks, examples, context, deadline, validate, metadata)
+
+    async def _classify(
+        self,
+        plan: _Plan,
+        examples: Any,
+        context: Context | None,
+        deadline: float | None,
+        validate: bool,
+        metadata: Metadata,
+    ) -> ClassifyResult:
+        response, endpoint = await self._infer(
+            _CLASSIFY, CLASSIFY, plan, examples, context, deadline, validate, metadata
+        )
+        result = _read(ClassifyResult, response, "Classify", plan.model, endpoint)
+        _note(plan, result._model_spec)
+        return result
+
+    async def _regress(
+        self,
+        plan: _Plan,
+        examples: Any,
+        context: Context | None,
+        deadline: float | None,
+        validate: bool,
+        metadata: Metadata,
+    ) -> RegressResult:
+        response, endpoint = await self._infer(
+            _REGRESS, REGRESS, plan, examples, context, deadline, validate, metadata
+        )
+        result = _read(RegressResult, response, "Regress", plan.model, endpoint)
+        _note(plan, result._model_spec)
+        return result
+
+    async def _infer(
+        self,
+        method: str,
+        kind: str,
+        plan: _Plan,
+        examples: Any,
+        context: Context | None,
+        deadline: float | None,
+        validate: bool,
+        metadata: Metadata,
+    ) -> tuple[bytes, str]:
+        # Classify's and Regress's requests are alike.
+        given = _encoded_input(plan.model, method, examples, context, validate)
+        if validate:
+            await self._check_signature(plan, kind, _short(method), deadline)
+        request = delimited(1, plan.model_spec) + delimited(2, given)
+        return await self._call(method, request, deadline, plan.model, metadata)
+
+    async def _check_signature(self, plan: _Plan, kind: str, method: str, deadline: float | None) -> None:
+        signature = plan.signature
+        if signature is None:
+            signature = await self._learn(plan, deadline)
+        try:
+            check_signature(signature, kind, method)
+        except errors.InvalidInputError:
+            newer = await self._learn_again(plan, deadline)
+            if newer is None:
+                raise
+            check_signature(newer, kind, method)
+
+    async def _multi_inference(
+        self,
+        plan: _Plan,
+        tasks: Any,
+        examples: Any,
+        context: Context | None,
+        deadline: float | None,
+        validate: bool,
+        metadata: Metadata,
+    ) -> MultiInferenceResult:
+        version, version_label, _ = plan.selector
+        read = read_tasks(plan.model, tasks, check=validate)
+        given = _encoded_input(plan.model, _MULTI_INFERENCE, examples, context, validate)
+        plans = [self._plan(plan.model, version, version_label, task.signature_name) for task in read]
+        if validate:
+            for task, task_plan in zip(read, plans, strict=True):
+                await self._check_signature(task_plan, task.method_name, "MultiInference", deadline)
+        parts = [
+            delimited(1, delimited(1, task_plan.model_spec) + delimited(2, task.method_name.encode()))
+            for task, task_plan in zip(read, plans, strict=True)
+        ]
+        request = b"".join(parts) + delimited(2, given)
+        response, endpoint = await self._call(_MULTI_INFERENCE, request, deadline, plan.model, metadata)
+        result = _read(MultiInferenceResult, response, "MultiInference", plan.model, endpoint)
+        for task_plan, item in zip(plans, result, strict=False):
+            _note(task_plan, item._model_spec)
+        return result
+
+    async def _send_message(
+        self,
+        method: str,
+        kind: str,
+        request: Any,
+        beside: tuple[object, ...],
+        deadline: float | None,
+        metadata: Metadata,
+    ) -> tuple[bytes, str, str]:
+        """Send a ready request; gives the response, the model's name and the target that answered."""
+        message = getattr(request, "pb", request)
+        full_name = getattr(getattr(message, "DESCRIPTOR", None), "full_name", None)
+        if full_name != f"tensorflow.serving.{kind}":
+            raise TypeError(f"model must be a name or a {kind}, got {type(request).__name__}")
+        if any(item is not None for item in beside):
+            raise TypeError(f"a {kind} carries its own examples; give nothing beside it")
+        if kind == "MultiInferenceRequest":
+            model = message.tasks[0].model_spec.name if message.tasks else ""
+        else:
+            model = message.model_spec.name
+        response, endpoint = await self._call(
+            method, message.SerializeToString(), deadline, model or None, metadata
+        )
+        return response, model, endpoint
+
     async def _learn(self, plan: _Plan, deadline: float | None) -> Signature:
         """Fetch the plan's signature; calls at the same time share one request."""
         task = plan.fetching
@@ -560,7 +932,7 @@ class AsyncClient:
         try:
             response, endpoint = await self._call(_GET_MODEL_METADATA, request, deadline, model, metadata)
         except errors.UnimplementedError as error:
-            error.details += "; this server tells no signatures: call predict with validate=False"
+            error.details += "; this server tells no signatures: call with validate=False"
             raise
         try:
             return ModelMetadata.from_response(response)
@@ -794,6 +1166,51 @@ class Model:
         deadline = client._begin(timeout)
         return await client._predict(self._plan, inputs, output_filter, deadline, validate, metadata)
 
+    async def classify(
+        self,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> ClassifyResult:
+        """Classify examples; see `AsyncClient.classify`."""
+        client = self._client
+        deadline = client._begin(timeout)
+        return await client._classify(self._plan, examples, context, deadline, validate, metadata)
+
+    async def regress(
+        self,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> RegressResult:
+        """Find a number for each of the examples; see `AsyncClient.regress`."""
+        client = self._client
+        deadline = client._begin(timeout)
+        return await client._regress(self._plan, examples, context, deadline, validate, metadata)
+
+    async def multi_inference(
+        self,
+        tasks: Tasks,
+        examples: Examples,
+        *,
+        context: Context | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        metadata: Metadata = (),
+    ) -> MultiInferenceResult:
+        """Run several signatures of the model on the same examples; see `AsyncClient.multi_inference`."""
+        client = self._client
+        deadline = client._begin(timeout)
+        return await client._multi_inference(
+            self._plan, tasks, examples, context, deadline, validate, metadata
+        )
+
     async def get_model_metadata(
         self, *, timeout: Timeout = DEFAULT, metadata: Metadata = ()
     ) -> ModelMetadata:
@@ -844,6 +1261,29 @@ def _undecodable(error: errors.DecodeError, method: str, model: str, target: str
     return errors.DecodeError(
         f"{method} of model {model!r} at {target} answered what cannot be read: {error}"
     )
+
+
+def _read(kind: type[_Result], response: bytes, method: str, model: str, endpoint: str) -> _Result:
+    try:
+        return kind.from_response(response)
+    except errors.DecodeError as error:
+        raise _undecodable(error, method, model, endpoint) from error
+
+
+def _note(plan: _Plan, model_spec: bytes) -> None:
+    """Forget the signature when another version has answered."""
+    if model_spec != plan.seen_spec:
+        plan.seen_spec = model_spec
+        if decode_model_spec(model_spec)[1] != plan.version and plan.selector[0] is None:
+            plan.signature = None
+
+
+def _encoded_input(model: str, method: str, examples: Any, context: Any, check: bool) -> bytes:
+    try:
+        return encode_input(examples, context, check=check)[0]
+    except errors.InvalidInputError as error:
+        error.model, error.method = model, _short(method)
+        raise
 
 
 def _unchecked(model: str, inputs: Any) -> dict[str, Array]:

@@ -128,6 +128,31 @@ class Signature:
             raise self._wrong_names(inputs)
         return prepared
 
+    def example_inputs(self, batch: int = 1) -> dict[str, Array]:
+        """Valid inputs that mean nothing, to try a model with: zeros, and empty strings.
+
+        Args:
+            batch: size of an unknown first dimension, and of inputs of unknown rank, which get the
+                shape ``(batch,)``; other unknown dimensions get size 1.
+
+        Returns:
+            An array for every dense input, those with a default too.
+
+        Raises:
+            UnsupportedTypeError: numpy needs `ml_dtypes` for a dtype, which is not installed.
+        """
+        if batch < 0:
+            raise ValueError(f"batch must be at least 0, got {batch}")
+        arrays: dict[str, Array] = {}
+        for name, spec in self.inputs.items():
+            if spec.kind != "dense":
+                continue
+            dims = (-1,) if spec.shape is None else spec.shape
+            shape = tuple(size if size >= 0 else batch if axis == 0 else 1 for axis, size in enumerate(dims))
+            zero = b"" if spec.data_type == DataType.DT_STRING else 0
+            arrays[name] = np.full(shape, zero, spec.dtype)
+        return arrays
+
     def check_outputs(self, names: Iterable[str]) -> None:
         """Refuse an output filter that the server would refuse.
 

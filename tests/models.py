@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from aioserving.testing import CallableServable
+from aioserving._proto import message_class
+from aioserving.testing import CallableServable, StatusCode, StatusError
 from aioserving.testing.servable import CallableSignature
 
-__all__ = ["digits", "many_signatures"]
+__all__ = ["digits", "graded", "many_signatures"]
 
 
 def digits(version: int = 1, width: int = 784) -> CallableServable:
@@ -45,6 +46,55 @@ def many_signatures() -> CallableServable:
             ),
             "ticks": CallableSignature(
                 function=lambda: {"tick": np.array(1, np.int32)}, inputs={}, outputs={"tick": ("int32", ())}
+            ),
+        },
+        inline=True,
+    )
+
+
+def _floats(inputs: Any, name: str = "x") -> Any:
+    """The feature `name` of serialized Examples, read by protobuf; required, as in most models."""
+    values = []
+    for serialized in inputs:
+        example: Any = message_class("tensorflow.Example").FromString(serialized)
+        feature = example.features.feature
+        if name not in feature:
+            raise StatusError(
+                StatusCode.INVALID_ARGUMENT,
+                f"Name: <unknown>, Feature: {name} (data type: float) is required but could not be found.",
+            )
+        values.append(feature[name].float_list.value[0])
+    return np.array(values, np.float32)
+
+
+def graded() -> CallableServable:
+    """Examples with a float ``x``: ``classify`` gives low 1-x and high x, ``regress`` x/2+2, and bad ones."""
+
+    def classify(inputs: Any) -> dict[str, Any]:
+        x = _floats(inputs)
+        labels = np.tile(np.array([[b"low", b"high"]], object), (len(x), 1))
+        return {"classes": labels, "scores": np.stack([1 - x, x], axis=1)}
+
+    def regress(inputs: Any) -> dict[str, Any]:
+        return {"outputs": _floats(inputs) / 2 + 2}
+
+    examples = {"inputs": ("string", (None,))}
+    number = {"outputs": ("float32", (None,))}
+    return CallableServable(
+        {
+            "classify": CallableSignature(
+                function=classify,
+                inputs=examples,
+                outputs={"classes": ("string", (None, 2)), "scores": ("float32", (None, 2))},
+            ),
+            "regress": CallableSignature(function=regress, inputs=examples, outputs=number),
+            "other_input": CallableSignature(
+                function=lambda x: {"outputs": x}, inputs={"x": ("float32", (None,))}, outputs=number
+            ),
+            "three_outputs": CallableSignature(
+                function=lambda inputs: {"scores": inputs, "b": inputs, "c": inputs},
+                inputs=examples,
+                outputs=dict.fromkeys(("scores", "b", "c"), ("string", (None,))),
             ),
         },
         inline=True,

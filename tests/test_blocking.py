@@ -37,7 +37,7 @@ from aioserving import (
 )
 from aioserving.testing import CallableServable, ModelServer
 
-from .models import digits, many_signatures
+from .models import digits, graded, many_signatures
 from .test_transport import free_port
 
 IMAGES = np.ones((3, 784), np.float32)
@@ -54,6 +54,7 @@ def sleepy() -> CallableServable:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
     models = {"digits": {1: digits(1), 2: digits(2)}, "many": many_signatures(), "sleepy": sleepy()}
+    models["graded"] = graded()
     with ModelServer(models) as running:
         yield running
 
@@ -118,7 +119,7 @@ def test_every_method(client: Client, server: Any) -> None:
     assert repr(model).startswith("<BlockingModel over <Model 'digits', version=1")
     with pytest.raises(ModelNotFoundError):
         client.predict("nobody", IMAGES)
-    names = ("digits", "many", "sleepy")
+    names = ("digits", "many", "sleepy", "graded")
     client.reload_config(
         [
             ModelConfig(name=name, base_path=f"/callable/{name}", model_version_policy={"all": True})
@@ -127,6 +128,19 @@ def test_every_method(client: Client, server: Any) -> None:
     )
     assert client.stats().in_flight == 0
     assert repr(client).startswith("<Client over <AsyncClient of 127.0.0.1")
+
+
+def test_classify_regress_and_multi_inference(client: Client) -> None:
+    """The calls that take examples do what the asyncio client's do, for the client and for a handle."""
+    examples = [{"x": 2.0}]
+    tasks = [("regress", "regress"), ("classify", "classify")]
+    assert client.classify("graded", examples, signature_name="classify")[0].label == "high"
+    assert client.regress("graded", examples, signature_name="regress").values.tolist() == [3.0]
+    assert client.multi_inference("graded", tasks, examples)[0][0] == 3.0
+    assert client.model("graded", signature_name="classify").classify(examples)[0].score == 2.0
+    model = client.model("graded", signature_name="regress")
+    assert model.regress(examples)[0] == 3.0
+    assert len(model.multi_inference(tasks, examples)) == 2
 
 
 def test_many_threads_share_a_client(client: Client) -> None:

@@ -19,6 +19,7 @@ from grpc import aio
 
 from aioserving import (
     AsyncClient,
+    ClassifyResult,
     ClientClosedError,
     DeadlineExceededError,
     DecodeError,
@@ -30,6 +31,7 @@ from aioserving import (
     ModelConfig,
     ModelNotFoundError,
     PoolOptions,
+    RegressResult,
     RPCError,
     SignatureNotFoundError,
     State,
@@ -39,10 +41,19 @@ from aioserving import (
     VersionNotFoundError,
     _proto,
 )
-from aioserving.messages import ModelServerConfig, PredictRequest
+from aioserving.messages import (
+    ClassificationRequest,
+    Example,
+    InferenceTask,
+    Input,
+    ModelServerConfig,
+    MultiInferenceRequest,
+    PredictRequest,
+    RegressionRequest,
+)
 from aioserving.testing import CallableServable, ModelServer, StatusCode, StatusError
 
-from .models import digits, many_signatures
+from .models import digits, graded, many_signatures
 from .test_transport import free_port, serving
 
 IMAGES = np.arange(3 * 784, dtype=np.float32).reshape(3, 784) / 1000
@@ -1042,3 +1053,131 @@ def test_errors_pickle() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is ModelNotFoundError
     assert (str(again), again.code, again.model) == (str(error), "NOT_FOUND", "m")
+
+
+# -- classify, regress, multi_inference ---------------------------------------------------------------
+
+
+def test_classify_and_regress() -> None:
+    """Examples in, classes and numbers out, with labels, arrays, the message and the version."""
+
+    async def story() -> None:
+        async with served({"graded": graded()}) as (_, client):
+            columns = {"x": np.array([0.25, 2.0])}
+            result = await client.classify("graded", columns, signature_name="classify")
+            assert [item.label for item in result] == ["low", "high"]
+            assert result.scores.tolist() == [[0.75, 0.25], [-1.0, 2.0]]
+            assert (result.model_spec.version, result.model_spec.signature_name) == (1, "classify")
+            numbers = await client.regress("graded", [{"x": 2.0}], signature_name="regress", version=1)
+            assert numbers.values.tolist() == [3.0]
+            model = client.model("graded", signature_name="regress")
+            assert list(await model.regress([{}, {"x": 4.0}], context={"x": 2.0})) == [3.0, 4.0]
+            classifier = client.model("graded", signature_name="classify")
+            assert (await classifier.classify({"x": 2.0}))[0].top(1)[0].label == "high"
+            tasks = [("classify", "classify"), ("regress", "regress")]
+            first, second = await model.multi_inference(tasks, columns)
+            assert isinstance(first, ClassifyResult)
+            assert isinstance(second, RegressResult)
+            assert second.values.tolist() == [2.125, 3.0]
+            assert second.model_spec.version == 1
+
+    run(story())
+
+
+def test_ready_inference_requests_are_sent_as_they_are() -> None:
+    """Messages and views, which carry all that there is; the server judges them."""
+
+    async def story() -> None:
+        async with served({"graded": graded()}) as (_, client):
+            given = Input(example_list=[Example(features={"x": 2.0})])
+            spec = {"name": "graded", "signature_name": "regress"}
+            request = RegressionRequest(model_spec=spec, input=given)
+            for ready in (request, request.pb):
+                assert (await client.regress(ready)).values.tolist() == [3.0]
+            multi = MultiInferenceRequest(
+                tasks=[{"model_spec": spec, "method_name": "tensorflow/serving/regress"}], input=given
+            )
+            assert (await client.multi_inference(multi))[0][0] == 3.0
+            classify = ClassificationRequest(
+                model_spec={"name": "graded", "signature_name": "classify"}, input=given
+            )
+            assert (await client.classify(classify))[0].score == 2.0
+            with pytest.raises(TypeError, match="a ClassificationRequest, got RegressionRequest"):
+                await client.classify(request)
+            with pytest.raises(TypeError, match="carries its own examples"):
+                await client.regress(request, [{"x": 1.0}])  # type: ignore[call-overload]
+            with pytest.raises(InvalidArgumentError, match="Input is empty"):
+                await client.regress(RegressionRequest(model_spec=spec))
+
+    run(story())
+
+
+def test_bad_examples_and_tasks_are_refused_before_anything_is_sent() -> None:
+    """What the server is certain to refuse costs no call; its own word comes where that is not certain."""
+
+    async def story() -> None:
+        async with served({"graded": graded()}) as (_, client):
+            await client.classify("graded", {"x": 1.0}, signature_name="classify")
+            await client.get_model_metadata("graded")
+            x = [{"x": 1.0}]
+            pair = ("classify", "classify")
+            for name in ("regress", "other_input", "three_outputs"):  # fetches the signatures
+                with contextlib.suppress(InvalidInputError):
+                    await client.regress("graded", x, signature_name=name)
+            for name in ("three_outputs", "other_input"):
+                with contextlib.suppress(InvalidInputError):
+                    await client.classify("graded", x, signature_name=name)
+            calls = client.stats().calls
+            refused: list[tuple[Any, str]] = [
+                (client.classify("graded", [], signature_name="classify"), "there are no examples"),
+                (
+                    client.regress("graded", [{"x": None}], signature_name="regress"),
+                    "feature 'x' of example 0",
+                ),
+                (client.regress("graded", x, signature_name="classify"), "exactly one output, 'outputs'"),
+                (client.regress("graded", x, signature_name="other_input"), "exactly one input, 'inputs'"),
+                (client.classify("graded", x, signature_name="three_outputs"), "one or two outputs"),
+                (client.classify("graded", x, signature_name="regress"), "'classes' or 'scores'"),
+                (client.multi_inference("graded", [], x), "there are no tasks"),
+                (
+                    client.multi_inference("graded", [pair, ("regress", "classify")], x),
+                    "tasks 0 and 1 both use",
+                ),
+                (client.multi_inference("graded", [("predict", None)], x), "method 'predict'"),
+                (
+                    client.multi_inference(
+                        "graded",
+                        [
+                            pair,
+                            InferenceTask(
+                                model_spec={"name": "other"}, method_name="tensorflow/serving/regress"
+                            ),
+                        ],
+                        x,
+                    ),
+                    "task 1 is for model 'other'",
+                ),
+            ]
+            for call, told in refused:
+                with pytest.raises(InvalidInputError, match=told) as caught:
+                    await call
+                assert caught.value.model == "graded"
+            assert client.stats().calls == calls
+            with pytest.raises(SignatureNotFoundError):
+                await client.classify("graded", x)
+            with pytest.raises(InvalidArgumentError, match="x .*is required but could not be found"):
+                await client.regress("graded", [{"y": 1.0}], signature_name="regress")
+            with pytest.raises(ModelNotFoundError):
+                await client.regress("nobody", x)
+            with pytest.raises(DeadlineExceededError):
+                await client.regress("graded", x, signature_name="regress", timeout=0)
+            for call, told in (
+                (client.regress("graded", [], signature_name="regress", validate=False), "Input is empty"),
+                (client.classify("graded", x, validate=False), "No signature was found"),
+                (client.multi_inference("graded", [pair, pair], x, validate=False), "Duplicate evaluation"),
+            ):
+                with pytest.raises(InvalidArgumentError, match=told) as refusal:
+                    await call
+                assert not isinstance(refusal.value, InvalidInputError)
+
+    run(story())
