@@ -6,8 +6,11 @@ lock: `acquire` is a function that returns a connection at once whenever there i
 full pool makes anybody wait.
 
 How a connection is chosen
-    Of endpoints that are not resting the one with the fewest calls in flight; among equals not one that
-    would have to be opened beside an open one; then the one used least recently. An endpoint *rests* for a
+    Of endpoints that are not resting the one with the fewest calls in flight; among equals the one used
+    least recently. A further connection to an endpoint counts as having `open_another_at` calls in
+    flight until it is open, so it is opened when the others have more than that. (HTTP/2 interleaves calls
+    well: up to some fifty at a time, one connection was as fast as several or faster, and small calls
+    beside large ones were answered sooner; `bench/bench_connections.py`.) An endpoint *rests* for a
     moment after it refused or lost a connection: it fails so fast that "fewest in flight" would send
     everything there.
 """
@@ -31,8 +34,10 @@ __all__ = ["Connection", "ConnectionStats", "Endpoint", "EndpointStats", "Pool",
 class PoolOptions:
     """How many connections and calls a pool allows itself."""
 
-    #: Separate TCP connections to each endpoint, opened as concurrent calls need them.
-    connections_per_endpoint: int = 2
+    #: Separate TCP connections to each endpoint at most.
+    connections_per_endpoint: int = 4
+    #: Calls in flight on every open connection of an endpoint above which another one is opened.
+    open_another_at: int = 50
     #: Calls in flight on one connection. Servers and proxies refuse what is beyond their stream limit
     #: (often 100 to 128), so more have to wait on this side.
     max_in_flight_per_connection: int = 100
@@ -40,10 +45,14 @@ class PoolOptions:
     rest: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("connections_per_endpoint", "max_in_flight_per_connection"):
+        for name, least in (
+            ("connections_per_endpoint", 1),
+            ("open_another_at", 0),
+            ("max_in_flight_per_connection", 1),
+        ):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if not self.rest >= 0:
             raise ValueError(f"rest must be a number of seconds, at least 0, got {self.rest!r}")
 
@@ -169,6 +178,7 @@ class Pool:
             for endpoint in self.endpoints
         ]
         self._limit = self.options.max_in_flight_per_connection
+        self._open_another_at = self.options.open_another_at
         self._waiting: deque[tuple[asyncio.Future[Connection], Endpoint | None]] = deque()
         self._uses = 0
         self._closing = False
@@ -226,7 +236,7 @@ class Pool:
 
     def _choose(self, connections: list[Connection]) -> Connection | None:
         best: Connection | None = None
-        best_rank = (True, self._limit, True, 0)
+        best_rank = (True, self._limit, 0)
         now = None
         for connection in connections:
             in_flight = connection.in_flight
@@ -238,8 +248,9 @@ class Pool:
                 if now is None:
                     now = self._clock()
                 resting = resting_until > now
-            extra = connection.transport is None and connection.index > 0
-            rank = (resting, in_flight, extra, connection.last_used)
+            if connection.index and connection.transport is None:
+                in_flight = self._open_another_at
+            rank = (resting, in_flight, connection.last_used)
             if best is None or rank < best_rank:
                 best, best_rank = connection, rank
         return best

@@ -41,9 +41,14 @@ def make_pool(
     *,
     connections: int = 2,
     limit: int = 3,
+    open_another_at: int = 0,
     clock: Callable[[], float] | None = None,
 ) -> Pool:
-    options = PoolOptions(connections_per_endpoint=connections, max_in_flight_per_connection=limit)
+    options = PoolOptions(
+        connections_per_endpoint=connections,
+        max_in_flight_per_connection=limit,
+        open_another_at=open_another_at,
+    )
     return Pool(targets, FakeTransport, options=options, clock=clock or Clock())  # type: ignore[arg-type]
 
 
@@ -66,9 +71,19 @@ def test_calls_spread_over_endpoints_before_connections() -> None:
     assert len(set(taken)) == 4
 
 
+def test_further_connections_open_only_when_the_open_ones_are_busy() -> None:
+    """Another one is opened above `open_another_at` calls in flight, or when the open ones are full."""
+    pool = make_pool(("a:1",), connections=3, limit=100, open_another_at=2)
+    used = [take(pool).index for _ in range(9)]
+    assert used == [0, 0, 1, 1, 2, 2, 0, 1, 2]
+    full = make_pool(("a:1",), connections=2, limit=3, open_another_at=50)
+    assert [take(full).index for _ in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert full.try_acquire() is None
+
+
 def test_an_open_connection_is_preferred_to_an_unopened_one() -> None:
     """One call after another uses one connection of an endpoint and opens no second."""
-    pool = make_pool(("a:1",), connections=4)
+    pool = make_pool(("a:1",), connections=4, open_another_at=50)
     for _ in range(10):
         connection = take(pool)
         pool.release(connection)
@@ -286,6 +301,7 @@ def test_a_cancelled_close_still_closes() -> None:
         {"connections_per_endpoint": 0},
         {"max_in_flight_per_connection": 0},
         {"connections_per_endpoint": 1.5},
+        {"open_another_at": -1},
         {"rest": -1},
     ],
 )
