@@ -167,7 +167,15 @@ class GrpcAioTuned(GrpcAio):
         return await super().open()
 
 
-class GrpcAioFromArray(GrpcAio):
+class GrpcAioOwnOptions(GrpcAio):
+    """The floor with grpcio's own channel options; only the message limits are lifted."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        limits = ("grpc.max_send_message_length", "grpc.max_receive_message_length")
+        super().__init__({**settings, "channel_options": [(limit, -1) for limit in limits]})
+
+
+class GrpcAioFromArray(GrpcAioTuned):
     """The floor for a client that has an array, not bytes: its bytes are made in each call."""
 
     async def open(self) -> Callable[[], Awaitable[Any]]:
@@ -201,7 +209,9 @@ class Predict(Client):
         import aioserving
 
         connections = self.settings.get("connections")
-        pool = None if connections is None else aioserving.PoolOptions(connections_per_endpoint=connections)
+        pool = None
+        if connections is not None:  # all of them in use from the start
+            pool = aioserving.PoolOptions(connections_per_endpoint=connections, open_another_at=0)
         return aioserving.AsyncClient(
             self.target, timeout=TIMEOUT, pool=pool, channel_options=grpc_options(self.settings)
         )
@@ -319,6 +329,7 @@ CLIENTS: dict[str, type[Client]] = {
     "grpc.aio": GrpcAio,
     "grpc.aio, no deadline": GrpcAioNoDeadline,
     "grpc.aio, malloc tuned": GrpcAioTuned,
+    "grpc.aio, own options": GrpcAioOwnOptions,
     "grpc.aio, from array": GrpcAioFromArray,
     "grpc, blocking": GrpcBlocking,
     "predict": Predict,
