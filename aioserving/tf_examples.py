@@ -247,7 +247,15 @@ def _pandas_columns(frame: Any) -> dict[str, Any]:
     names = list(frame.columns)
     if len(set(names)) < len(names):
         raise InvalidInputError("two columns of the table have the same name")
-    return {name: frame[name].to_numpy() for name in names}
+    columns = {}
+    for name in names:
+        column = frame[name]
+        if not isinstance(column.dtype, np.dtype):
+            missing = column.isna().to_numpy()
+            if missing.any():  # to_numpy might make NaN of them, and floats of integers
+                raise InvalidInputError(f"feature {name!r} of {_row_place(int(missing.argmax()))} is missing")
+        columns[name] = column.to_numpy()
+    return columns
 
 
 def _arrow_columns(table: Any) -> dict[str, Any]:

@@ -310,3 +310,31 @@ def test_repr_shows_the_call() -> None:
         "<Signature serving_default(images: float32 (-1, 784)) -> "
         "(scores: float32 (-1, 3), classes: string (-1,))>"
     )
+
+
+def test_example_inputs() -> None:
+    """Zeros and empty strings of shapes and dtypes that the signature itself takes."""
+    shapes: dict[str, tuple[DataType, tuple[int, ...] | None, str]] = {
+        "rows": (DataType.DT_FLOAT, (-1, 3, -1), "dense"),
+        "scalar": (DataType.DT_INT64, (), "dense"),
+        "fixed": (DataType.DT_BOOL, (4,), "dense"),
+        "any": (DataType.DT_STRING, None, "dense"),
+        "sparse": (DataType.DT_FLOAT, (-1,), "sparse"),
+    }
+    signature = Signature(
+        "s",
+        {name: TensorSpec(name, dtype, shape, kind=kind) for name, (dtype, shape, kind) in shapes.items()},
+        {},
+    )
+    arrays = signature.example_inputs(batch=2)
+    assert {name: (array.dtype.kind, array.shape) for name, array in arrays.items()} == {
+        "rows": ("f", (2, 3, 1)),
+        "scalar": ("i", ()),
+        "fixed": ("b", (4,)),
+        "any": ("O", (2,)),
+    }
+    assert arrays["any"].tolist() == [b"", b""]
+    assert not arrays["rows"].any()
+    assert all(signature.inputs[name].fits(array.shape) for name, array in arrays.items())
+    with pytest.raises(ValueError, match="batch"):
+        signature.example_inputs(batch=-1)

@@ -11,15 +11,18 @@ from typing_extensions import assert_type
 from aioserving import (
     AsyncClient,
     BlockingModel,
+    ClassifyResult,
     Client,
     ClientStats,
     Model,
     ModelConfig,
     ModelMetadata,
     ModelStatus,
+    MultiInferenceResult,
     PoolOptions,
     PredictRequest,
     PredictResult,
+    RegressResult,
     State,
     TensorSpec,
     VersionStatus,
@@ -38,6 +41,16 @@ async def asynchronous(images: NDArray[np.float32]) -> None:
         await client.predict("digits", "text", version_label="stable", validate=False)
         await client.predict(PredictRequest())
         await client.predict(PredictRequest().pb, timeout=None)
+        classes = await client.classify("m", {"x": images}, context={"k": 3}, signature_name="c")
+        assert_type(classes, ClassifyResult)
+        assert_type(classes[0].top(3)[0].score, float)
+        assert_type(classes.scores, NDArray[np.float32])
+        numbers = await client.regress("m", [{"x": 1.0}, b""])
+        assert_type(numbers, RegressResult)
+        assert_type(numbers[0], float)
+        tasks = [("classify", "c"), ("regress", None)]
+        assert_type(await client.multi_inference("m", tasks, [{"x": 1.0}]), MultiInferenceResult)
+        await client.regress("m")  # type: ignore[call-overload]
         metadata = await client.get_model_metadata("digits")
         assert_type(metadata, ModelMetadata)
         assert_type(metadata.signatures["serving_default"].inputs["images"], TensorSpec)
@@ -65,6 +78,8 @@ def blocking(images: NDArray[np.float32]) -> None:
         assert_type(client.predict(PredictRequest()), PredictResult)
         assert_type(client.get_model_metadata("digits"), ModelMetadata)
         assert_type(client.get_model_status("digits"), ModelStatus)
+        assert_type(client.regress("m", [{"x": 1.0}]), RegressResult)
         model = client.model("digits")
         assert_type(model, BlockingModel)
+        assert_type(model.classify({"x": images}), ClassifyResult)
         assert_type(model.predict(images), PredictResult)
