@@ -2,9 +2,9 @@
 
     python bench/bench_connections.py
 
-What `PoolOptions.connections_per_endpoint` and `open_another_at` should be by default. The server is one Python process, so
-calls per second of small requests show its limit sooner than the client's; CPU time per call is the
-client's alone.
+What `PoolOptions.connections_per_endpoint` and `open_another_at` should be by default. The server is one
+Python process, so calls per second of small requests show its limit sooner than the client's; CPU time per
+call is the client's alone.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ The bare call sends a request that was encoded before, and does not look at the 
 gRPC. Everything above it (checking the input, encoding, the pool, deadlines, decoding the answer) is
 aioserving's. The channel has the same options and the call the same deadline.
 
-For 19 MB one more row has the bare call make its bytes from the array each time: the copy that a client
-which is given an array cannot do without.
+For 19 MB further rows tell apart what aioserving changes beside the call: its channel options, and how
+malloc is told to keep large blocks. In the last one the bare call makes its bytes from the array each
+time, with one copy, which a client that is given an array cannot do without.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ SMALL = {
 }
 LARGE = {
     "bare grpc.aio": BASE,
-    "bare grpc.aio, malloc told to keep large blocks": "grpc.aio, malloc tuned",
-    "bare grpc.aio, bytes made from the array": "grpc.aio, from array",
+    "bare grpc.aio, grpcio's own options": "grpc.aio, own options",
+    "bare grpc.aio, malloc told to keep blocks": "grpc.aio, malloc tuned",
+    "bare grpc.aio, that and bytes made from the array": "grpc.aio, from array",
     "`client.predict`": "predict",
     "`client.model(...).predict`": "predict, bound",
 }
