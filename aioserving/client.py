@@ -467,15 +467,8 @@ class AsyncClient:
     async def _predict_message(
         self, request: Any, inputs: object, deadline: float | None, metadata: Metadata
     ) -> PredictResult:
-        message = getattr(request, "pb", request)
-        full_name = getattr(getattr(message, "DESCRIPTOR", None), "full_name", None)
-        if full_name != "tensorflow.serving.PredictRequest":
-            raise TypeError(f"model must be a name or a PredictRequest, got {type(request).__name__}")
-        if inputs is not None:
-            raise TypeError("a PredictRequest carries its own inputs; give nothing beside it")
-        model = message.model_spec.name
-        response, endpoint = await self._call(
-            _PREDICT, message.SerializeToString(), deadline, model or None, metadata
+        response, model, endpoint = await self._send_message(
+            _PREDICT, "PredictRequest", request, (inputs,), deadline, metadata
         )
         try:
             outputs, model_spec = decode_predict_response(response)
@@ -829,7 +822,7 @@ class AsyncClient:
         if full_name != f"tensorflow.serving.{kind}":
             raise TypeError(f"model must be a name or a {kind}, got {type(request).__name__}")
         if any(item is not None for item in beside):
-            raise TypeError(f"a {kind} carries its own examples; give nothing beside it")
+            raise TypeError(f"a {kind} carries its own inputs; give nothing beside it")
         if kind == "MultiInferenceRequest":
             model = message.tasks[0].model_spec.name if message.tasks else ""
         else:

@@ -1104,7 +1104,7 @@ def test_ready_inference_requests_are_sent_as_they_are() -> None:
             assert (await client.classify(classify))[0].score == 2.0
             with pytest.raises(TypeError, match="a ClassificationRequest, got RegressionRequest"):
                 await client.classify(request)
-            with pytest.raises(TypeError, match="carries its own examples"):
+            with pytest.raises(TypeError, match="carries its own inputs"):
                 await client.regress(request, [{"x": 1.0}])  # type: ignore[call-overload]
             with pytest.raises(InvalidArgumentError, match="Input is empty"):
                 await client.regress(RegressionRequest(model_spec=spec))
