@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from harness import HERE, SHAPES, Options, Report, Server, Spread, finish, megabytes, seconds
+from harness import HERE, SHAPES, Options, Report, Server, Spread, environment, finish, megabytes, seconds
 
 _MEASURE = """
 import json, time
@@ -90,7 +90,11 @@ def first_answer(script: str) -> dict[str, float]:
     """Seconds from starting the process to its answer, and to its end; CPU time and memory by then."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
     )
     assert process.stdout is not None
     line = process.stdout.readline()

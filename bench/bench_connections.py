@@ -17,7 +17,7 @@ CONNECTIONS = (1, 2, 4)
 
 #: Payload -> (calls at a time, calls per turn, rounds).
 CASES = {
-    "3 KB": ((1, 200, 15), (16, 640, 15), (64, 1280, 15)),
+    "3 KB": ((1, 200, 18), (16, 960, 36), (64, 1280, 36)),
     "600 KB": ((1, 60, 15), (16, 128, 15), (64, 192, 15)),
     "19 MB": ((1, 4, 9), (16, 16, 9), (64, 64, 5)),
 }
@@ -44,6 +44,7 @@ def run(options: Options) -> Report:
                     calls=max(options.calls(calls), concurrency),
                     concurrency=concurrency,
                     rounds=options.rounds(rounds),
+                    generations=options.generations,
                     warm_up=max(options.calls(calls) // 2, concurrency),
                 )
                 for label in labels.values():

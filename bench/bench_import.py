@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from harness import Bar, Options, Report, Spread, finish, megabytes, seconds
+from harness import Bar, Options, Report, Spread, environment, finish, megabytes, seconds
 
 #: Peak memory of `import aioserving`, at most, in MB; time in terms of `import grpc, numpy`.
 MEMORY_GOAL, TIME_GOAL = 60, 1.5
@@ -47,7 +47,11 @@ OFFICIAL = "import tensorflow_serving.apis.predict_pb2"
 def probe(statement: str) -> dict[str, float]:
     """Run one import in a new interpreter."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(statement=statement)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROBE.format(statement=statement)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
     )
     if done.returncode:
         raise RuntimeError(f"{statement} failed:\n{done.stderr}")

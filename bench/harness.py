@@ -143,6 +143,14 @@ def machine() -> str:
     return f"Measured with {', '.join(found)} on {os.cpu_count()} cores of {model}, {platform.system()}."
 
 
+def environment() -> dict[str, str]:
+    """What measured processes run in: this one's environment, but they may keep compiled modules.
+
+    Compiling the sources anew each time takes longer than the import itself.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 class _Process:
     """A child that answers on standard output and ends when its standard input does."""
 
@@ -156,6 +164,7 @@ class _Process:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
+            env=environment(),
         )
 
     def ask(self, line: str | None = None) -> str:

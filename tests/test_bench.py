@@ -110,6 +110,16 @@ def test_a_bar_is_met_up_to_its_limit(harness: ModuleType) -> None:
     assert str(harness.Bar("x", 60, 61.4, " MB")) == "| x | at most 60 MB | 61 MB | MISSED |"
 
 
+def test_measured_processes_keep_compiled_modules(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import is not timed with the compiling of its sources, which happens once per installation."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("SOMETHING_ELSE", "1")
+    assert "PYTHONDONTWRITEBYTECODE" not in harness.environment()
+    assert harness.environment()["SOMETHING_ELSE"] == "1"
+
+
 def test_a_worker_that_fails_says_why(harness: ModuleType) -> None:
     """A client that cannot start ends the run with its own traceback, not with silence."""
     with harness.Server((1, 4)) as server:
