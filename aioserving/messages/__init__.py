@@ -71,6 +71,7 @@ from aioserving.messages._metadata import (
 )
 from aioserving.messages._predict import PredictRequest, PredictResponse, PredictStreamedOptions
 from aioserving.messages._spec import ModelSpec
+from aioserving.messages._ssl_config import SSLConfig
 from aioserving.messages._status import (
     GetModelStatusRequest,
     GetModelStatusResponse,
@@ -153,6 +154,7 @@ __all__ = [
     "ReloadConfigRequest",
     "ReloadConfigResponse",
     "Repeated",
+    "SSLConfig",
     "SamplingConfig",
     "ServableVersionPolicy",
     "SignatureDef",
