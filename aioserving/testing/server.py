@@ -28,6 +28,7 @@ import grpc
 import grpc.aio
 
 from aioserving._proto import message_class
+from aioserving._proto.ssl_config import ssl_config_class
 from aioserving._types import DEFAULT, DefaultType
 from aioserving.testing import inference
 from aioserving.testing.batching import BatchingParameters
@@ -833,31 +834,9 @@ def _ssl_credentials(path: str) -> grpc.ServerCredentials:
         StatusError: the file cannot be read, or is no SSLConfig.
         ValueError: client verification without an authority.
     """
-    config: Any = read_text_proto(path, _ssl_config_class()())
+    config: Any = read_text_proto(path, ssl_config_class()())
     return grpc.ssl_server_credentials(
         [(config.server_key.encode(), config.server_cert.encode())],
         root_certificates=config.custom_ca.encode() or None,
         require_client_auth=config.client_verify,
     )
-
-
-@functools.cache
-def _ssl_config_class() -> Any:
-    """`tensorflow.serving.SSLConfig`, which tensorflow-serving-api leaves out, in a pool of its own."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="ssl_config.proto", package="tensorflow.serving", syntax="proto3"
-    )
-    message = file.message_type.add(name="SSLConfig")
-    for number, name in enumerate(("server_key", "server_cert", "custom_ca", "client_verify"), start=1):
-        message.field.add(
-            name=name,
-            number=number,
-            type=kinds.TYPE_BOOL if name == "client_verify" else kinds.TYPE_STRING,
-            label=kinds.LABEL_OPTIONAL,
-        )
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.serving.SSLConfig"))
