@@ -7,7 +7,7 @@ here, nor to any client (they are inside the model's graph); sending is left to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -16,7 +16,7 @@ import numpy as np
 from aioserving import _proto
 from aioserving._types import Array, TensorLike
 from aioserving.errors import InvalidInputError
-from aioserving.wire import delimited, encode_varints, varint
+from aioserving.wire import delimited, encode_varints, pack, spread_varints, varint
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -64,6 +64,12 @@ _INPUT = "tensorflow.serving.Input"
 
 _INT64 = np.iinfo(np.int64)
 
+# Up to so many integers in all, and beyond so many in each row, they are encoded row by row.
+_FEW = 64
+_MANY = 4096
+# Bytes of a row beyond which it does not pay to copy them once more along with those of integers.
+_WIDE = 256
+
 
 def serialize_examples(examples: Examples) -> list[bytes]:
     """`examples` as serialized `tf.Example`s, for inputs of Predict that take them as strings.
@@ -94,10 +100,8 @@ def serialize_examples(examples: Examples) -> list[bytes]:
         raise InvalidInputError(f"examples must be tf.Examples, got a {kind} message")
     if isinstance(examples, (bytes, bytearray, memoryview)):
         return [_serialized(examples, "the example", check=True)]
-    encoded = _encode(examples, check=True)
-    if isinstance(encoded, list):
-        return encoded
-    return _rows(encoded)
+    encoded, count = _encode(examples, check=True)
+    return encoded if isinstance(encoded, list) else _rows(encoded, count)
 
 
 def encode_input(
@@ -116,29 +120,27 @@ def encode_input(
     """
     if _message_kind(examples) == _INPUT:
         return _ready_input(examples, context, check)
-    encoded: Array | list[bytes]
+    encoded: _Block | list[bytes]
     if _message_kind(examples) is not None or isinstance(examples, (bytes, bytearray, memoryview)):
-        encoded = [_serialized(examples, "the example", check)]
+        encoded, count = [_serialized(examples, "the example", check)], 1
     else:
-        encoded = _encode(examples, check)
-    count = len(encoded)
+        encoded, count = _encode(examples, check)
     if count == 0 and check:
         raise InvalidInputError("there are no examples: the server needs at least one")
+    body: bytes | memoryview
     if isinstance(encoded, list):
-        heads: dict[int, bytes] = {}
+        heads = {size: _member_head(size) for size in set(map(len, encoded))}
         parts: list[bytes] = []
         for example in encoded:
-            size = len(example)
-            head = heads.get(size)
-            if head is None:
-                head = heads[size] = b"\x0a" + varint(size)
-            parts += (head, example)
+            parts += (heads[len(example)], example)
         body = b"".join(parts)
     else:
-        body = _with_head(encoded, b"\x0a" + varint(encoded.shape[1])).tobytes()
+        body = _put_together(_headed(encoded, count, _member_head), count)
+    size = memoryview(body).nbytes
     if context is None:
-        return delimited(1, body), count
-    return delimited(2, body + delimited(2, _encode_context(context, check))), count
+        return b"".join((b"\x0a", varint(size), body)), count
+    own = delimited(2, _encode_context(context, check))
+    return b"".join((b"\x12", varint(size + len(own)), body, own)), count
 
 
 def _ready_input(message: Any, context: object, check: bool) -> tuple[bytes, int]:
@@ -193,14 +195,14 @@ def _serialized(value: Any, place: str, check: bool) -> bytes:
     return data
 
 
-def _encode(examples: Any, check: bool) -> Array | list[bytes]:
-    """Serialized Examples: a list, or (where all have one length) the rows of an array of uint8."""
+def _encode(examples: Any, check: bool) -> tuple[_Block | list[bytes], int]:
+    """Serialized Examples, and how many they are."""
     if isinstance(examples, Mapping):
         if not examples:
             raise InvalidInputError("an empty dict: write [{}] for one example without features")
         if all(_is_column(value) for value in examples.values()):
             return _encode_columns(examples)
-        return _encode_rows([examples], _only_place)
+        return _encode_rows([examples], _only_place), 1
     if hasattr(examples, "column_names"):  # pyarrow
         return _encode_columns(_arrow_columns(examples))
     if hasattr(examples, "columns"):  # pandas
@@ -218,7 +220,7 @@ def _encode(examples: Any, check: bool) -> Array | list[bytes]:
     rows = list(examples)
     places = [index for index, row in enumerate(rows) if isinstance(row, Mapping) and not hasattr(row, "pb")]
     if len(places) == len(rows):
-        return _encode_rows(rows, _row_place)
+        return _encode_rows(rows, _row_place), len(rows)
     encoded = dict(
         zip(places, _encode_rows([rows[i] for i in places], lambda i: _row_place(places[i])), strict=True)
     )
@@ -231,7 +233,7 @@ def _encode(examples: Any, check: bool) -> Array | list[bytes]:
                 "an example is a dict of features, a tf.Example or its bytes"
             )
         encoded[index] = _serialized(row, f"example {index}", check)
-    return [encoded[index] for index in range(len(rows))]
+    return [encoded[index] for index in range(len(rows))], len(rows)
 
 
 def _is_column(value: Any) -> bool:
@@ -308,25 +310,23 @@ class _Column(NamedTuple):
     counts: int | list[int]
 
 
-def _encode_columns(columns: Mapping[Any, Any]) -> Array | list[bytes]:
+def _encode_columns(columns: Mapping[Any, Any]) -> tuple[_Block | list[bytes], int]:
     lengths = {name: len(column) for name, column in columns.items()}
     count = next(iter(lengths.values()), 0)
     if any(length != count for length in lengths.values()):
         told = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
         raise InvalidInputError(f"columns differ in length ({told}): each needs one entry for each example")
-    return _join(
-        [
-            _encode_column(name, _read_column(column, _Place(name, _row_place)), count)
-            for name, column in columns.items()
-        ],
-        count,
-    )
+    encoded = [
+        _encode_column(name, _read_column(column, _Place(name, _row_place)), count)
+        for name, column in columns.items()
+    ]
+    return _join(encoded, count), count
 
 
 def _encode_rows(rows: Sequence[Mapping[Any, Any]], place: Any) -> list[bytes]:
     """Examples from one dict for each; features may be missing."""
     count = len(rows)
-    columns: list[Array | list[bytes]] = []
+    columns: list[_Block | list[bytes]] = []
     for name in dict.fromkeys(chain.from_iterable(rows)):
         present = [index for index, row in enumerate(rows) if name in row]
         values = [rows[index][name] for index in present]
@@ -336,11 +336,12 @@ def _encode_rows(rows: Sequence[Mapping[Any, Any]], place: Any) -> list[bytes]:
         where = _Place(name, lambda index, present=present: place(present[index]))
         found = _encode_column(name, _read_list(values, where), len(present))
         spread = [b""] * count
-        for index, encoded in zip(present, found if isinstance(found, list) else _rows(found), strict=True):
+        encoded_rows = found if isinstance(found, list) else _rows(found, len(present))
+        for index, encoded in zip(present, encoded_rows, strict=True):
             spread[index] = encoded
         columns.append(spread)
     joined = _join(columns, count)
-    return joined if isinstance(joined, list) else _rows(joined)
+    return joined if isinstance(joined, list) else _rows(joined, count)
 
 
 def _read_column(column: Any, place: _Place) -> _Column:
@@ -537,32 +538,107 @@ class _Heads:
         return b"\x0a" + varint(len(head) + size) + head
 
 
-def _encode_column(name: Any, column: _Column, count: int) -> Array | list[bytes]:
-    """One feature of each row, as an entry of `Features`: a list, or rows of uint8 of one length."""
+class _Block(NamedTuple):
+    """Bytes of all rows, of which nothing is put together before everything is there."""
+
+    #: Bytes of each row, side by side: arrays of uint8 of shape (rows, width), or (1, width) where they are
+    #: the same for all rows; and which of them count, arrays of bools of that shape, or None if all do.
+    parts: list[tuple[Array, Array | None]]
+    #: Bytes that count in each row: the same for all, or one number for each.
+    sizes: int | Array
+
+    @property
+    def width(self) -> int:
+        return sum(octets.shape[1] for octets, _ in self.parts)
+
+
+def _headed(block: _Block, count: int, head_of: Callable[[int], bytes]) -> _Block:
+    """`block` with a head before each row, which its size determines."""
+    if isinstance(block.sizes, int):
+        head = head_of(block.sizes)
+        octets = np.frombuffer(head, np.uint8)[np.newaxis]
+        return _Block([(octets, None), *block.parts], len(head) + block.sizes)
+    sizes = block.sizes.tolist()
+    heads = {size: head_of(size) for size in set(sizes)}
+    lengths = {size: len(head) for size, head in heads.items()}
+    width = max(lengths.values())
+    if min(lengths.values()) == width:
+        octets = np.frombuffer(b"".join([heads[size] for size in sizes]), np.uint8).reshape(count, width)
+        return _Block([(octets, None), *block.parts], block.sizes + width)
+    heads = {size: head.ljust(width) for size, head in heads.items()}
+    octets = np.frombuffer(b"".join([heads[size] for size in sizes]), np.uint8).reshape(count, width)
+    own = np.array([lengths[size] for size in sizes])
+    used = np.arange(width) < own[:, np.newaxis]
+    return _Block([(octets, used), *block.parts], block.sizes + own)
+
+
+def _put_together(block: _Block, count: int) -> bytes | memoryview:
+    """All bytes of all rows, one row after the other."""
+    # Made in C order by hand: `np.concatenate` takes to the order of its arguments.
+    octets = np.empty((count, block.width), np.uint8)
+    used = None if isinstance(block.sizes, int) else np.ones(octets.shape, np.bool_)
+    begin = 0
+    for part, own in block.parts:
+        end = begin + part.shape[1]
+        octets[:, begin:end] = part
+        if used is not None and own is not None:
+            used[:, begin:end] = own
+        begin = end
+    return octets.data if used is None else pack(octets, used)
+
+
+def _rows(block: _Block, count: int) -> list[bytes]:
+    data = bytes(_put_together(block, count))
+    if isinstance(block.sizes, int):
+        bounds = [*range(0, len(data) + 1, block.sizes)] if block.sizes else [0] * (count + 1)
+    else:
+        bounds = [0, *accumulate(block.sizes.tolist())]
+    return [data[begin:end] for begin, end in pairwise(bounds)]
+
+
+def _encode_column(name: Any, column: _Column, count: int) -> _Block | list[bytes]:
+    """One feature of each row, as an entry of `Features`."""
     kind, values, counts = column
     heads = _Heads(name, kind, kind != _BYTES)
     if kind == _NOTHING:
-        return np.tile(np.frombuffer(heads(0), np.uint8), (count, 1))
+        return _headed(_Block([], 0), count, heads)
     if kind == _BYTES:
         return _encode_bytes(heads, values, counts)
     if kind == _FLOATS:
-        octets = np.frombuffer(values.tobytes(), np.uint8)
-        if isinstance(counts, int):
-            return _with_head(octets.reshape(count, 4 * counts), heads(4 * counts))
-        sizes = [4 * size for size in counts]
-    else:
+        octets = values.view(np.uint8)
+        if isinstance(counts, int) and count > 1:
+            return _headed(_Block([(octets.reshape(count, 4 * counts), None)], 4 * counts), count, heads)
+        data = octets.tobytes()
+        bounds = _bounds(counts) if not isinstance(counts, int) else (0, values.size)
+        return _with_heads([data[4 * begin : 4 * end] for begin, end in pairwise(bounds)], heads)
+    if not isinstance(counts, int):
         octets = np.frombuffer(encode_varints(values), np.uint8)
-        ends = np.flatnonzero(octets < 0x80) + 1  # of each value
-        bounds = np.concatenate(([0], ends))[
-            np.arange(count + 1) * counts if isinstance(counts, int) else [0, *accumulate(counts)]
-        ]
-        lengths = np.diff(bounds)
-        if count and (lengths == lengths[0]).all():
-            size = int(lengths[0])
-            return _with_head(octets.reshape(count, size), heads(size))
-        sizes = lengths.tolist()
-    data = octets.tobytes()
-    return [heads(end - begin) + data[begin:end] for begin, end in pairwise(accumulate(sizes, initial=0))]
+        ends = np.concatenate(([0], np.flatnonzero(octets < 0x80) + 1))[_bounds(counts)].tolist()
+        data = octets.tobytes()
+        return _with_heads([data[begin:end] for begin, end in pairwise(ends)], heads)
+    if values.size == 0:
+        return _headed(_Block([], 0), count, heads)
+    if values.dtype.kind == "b":
+        return _headed(_Block([(values.view(np.uint8).reshape(count, counts), None)], counts), count, heads)
+    if values.size <= _FEW or counts > _MANY or count == 1:
+        return _with_heads(list(map(encode_varints, values.reshape(count, counts))), heads)
+    octets, used = spread_varints(values)
+    octets = octets.reshape(count, -1)
+    if used is None:
+        return _headed(_Block([(octets, None)], octets.shape[1]), count, heads)
+    used = used.reshape(count, -1)
+    sizes = used.view(np.uint8).sum(axis=1, dtype=np.int64)
+    return _headed(_Block([(octets, used)], sizes), count, heads)
+
+
+def _bounds(counts: list[int]) -> list[int]:
+    return [*accumulate(counts, initial=0)]
+
+
+def _with_heads(bodies: list[bytes], head_of: Callable[[int], bytes]) -> list[bytes]:
+    """Each of `bodies` with the head before it that its length determines."""
+    heads = {size: head_of(size) for size in set(map(len, bodies))}
+    return [heads[len(body)] + body for body in bodies]
 
 
 def _encode_bytes(heads: _Heads, values: list[bytes], counts: int | list[int]) -> list[bytes]:
@@ -581,47 +657,41 @@ def _encode_bytes(heads: _Heads, values: list[bytes], counts: int | list[int]) -
     if isinstance(counts, int):
         bounds = [*range(0, len(items) + 1, counts)] if counts else []
     else:
-        bounds = [*accumulate(counts, initial=0)]
-    bodies = [b"".join(items[begin:end]) for begin, end in pairwise(bounds)]
-    return [heads(len(body)) + body for body in bodies]
+        bounds = _bounds(counts)
+    return _with_heads([b"".join(items[begin:end]) for begin, end in pairwise(bounds)], heads)
 
 
-def _with_head(rows: Array, head: bytes) -> Array:
-    """`rows` of uint8, with `head` before each."""
-    count, width = rows.shape
-    made = np.empty((count, len(head) + width), np.uint8)
-    made[:, : len(head)] = np.frombuffer(head, np.uint8)
-    made[:, len(head) :] = rows
-    return made
-
-
-def _rows(block: Array) -> list[bytes]:
-    count, width = block.shape
-    data = block.tobytes()
-    return [data[begin : begin + width] for begin in range(0, count * width, width)]
-
-
-def _join(columns: list[Array | list[bytes]], count: int) -> Array | list[bytes]:
+def _join(columns: list[_Block | list[bytes]], count: int) -> _Block | list[bytes]:
     """Examples out of their features."""
-    blocks = [column for column in columns if not isinstance(column, list)]
-    lists = [column for column in columns if isinstance(column, list)]
     if count == 0:
         return []
-    if not columns:
-        return [b""] * count
-    block = None
-    if blocks:
-        block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
-        if not lists:
-            return _with_head(block, b"\x0a" + varint(block.shape[1]))
-        lists = [_rows(block), *lists]
-    heads: dict[int, bytes] = {}
-    examples = []
-    for features in map(b"".join, zip(*lists, strict=True)):
-        size = len(features)
-        head = heads.get(size)
-        if head is None:
-            # No field at all where every feature is missing, as protobuf writes an empty Example.
-            head = heads[size] = b"\x0a" + varint(size) if size else b""
-        examples.append(head + features)
-    return examples
+    blocks = [column for column in columns if isinstance(column, _Block)]
+    lists = [column for column in columns if isinstance(column, list)]
+    even = [block for block in blocks if isinstance(block.sizes, int)]
+    uneven = [block for block in blocks if not isinstance(block.sizes, int)]
+    if uneven and sum(block.width for block in even) > _WIDE:
+        # Packing would look at each of their bytes, to keep all of them.
+        lists.append(_rows(_beside(even), count))
+        blocks = uneven
+    if lists:
+        if blocks:
+            lists.insert(0, _rows(_beside(blocks), count))
+        bodies = lists[0] if len(lists) == 1 else list(map(b"".join, zip(*lists, strict=True)))
+        return _with_heads(bodies, _example_head)
+    return _headed(_beside(blocks), count, _example_head)
+
+
+def _beside(blocks: list[_Block]) -> _Block:
+    parts = [part for block in blocks for part in block.parts]
+    sizes: Any = sum(block.sizes for block in blocks)
+    return _Block(parts, sizes)
+
+
+def _example_head(size: int) -> bytes:
+    # No field at all where every feature is missing, as protobuf writes an empty Example.
+    return b"\x0a" + varint(size) if size else b""
+
+
+def _member_head(size: int) -> bytes:
+    """What stands before an Example in a list of them."""
+    return b"\x0a" + varint(size)

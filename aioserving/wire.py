@@ -1,7 +1,8 @@
 """Protobuf's wire format: varints, tags, length-delimited fields.
 
 Knows how bytes are framed and nothing of what they mean. `fields` walks one message in place,
-`decode_varints` and `encode_varints` turn whole packed fields into arrays and back. Positions are
+`decode_varints` and `encode_varints` turn whole packed fields into arrays and back, `spread_varints` and
+`pack` do the latter in two steps, between which other bytes can be put between the varints. Positions are
 offsets into one buffer, so that nothing is copied on the way down to a nested message.
 
 Malformed input raises `DecodeError` in the cases in which the protobuf runtime refuses it too.
@@ -26,8 +27,10 @@ __all__ = [
     "delimited",
     "encode_varints",
     "fields",
+    "pack",
     "read_varint",
     "signed",
+    "spread_varints",
     "varint",
 ]
 
@@ -48,6 +51,8 @@ _UINT64 = (1 << 64) - 1
 _FEW = 64
 # Elements encoded at a time: the working arrays of one round stay in the processor's cache.
 _ROUND = 1 << 13
+# Bytes packed at a time, likewise.
+_PACKED = 1 << 16
 
 
 def varint(value: int) -> bytes:
@@ -233,21 +238,112 @@ def encode_varints(values: np.ndarray) -> bytes:
         return b"".join(map(varint, values.tolist()))
     rounds = []
     for begin in range(0, values.size, _ROUND):
-        part = values[begin : begin + _ROUND]
-        if part.min() >= 0 and part.max() < 0x80:
-            rounds.append(part.astype(np.uint8).tobytes())
-            continue
-        # Through int64, so that the sign of a narrower integer fills the upper bits.
-        rest = (part.astype(np.int64) if part.dtype.kind == "i" else part).astype(np.uint64)
-        width = max(1, -(-int(rest.max()).bit_length() // 7))
-        octets = np.empty((part.size, width), np.uint8)
-        used = np.ones((part.size, width), np.bool_)
-        for column in range(width):
-            octets[:, column] = rest
-            if column + 1 < width:
-                rest = rest >> np.uint64(7)
-                used[:, column + 1] = rest != 0
-        octets &= 0x7F
-        octets[:, :-1] |= used[:, 1:].view(np.uint8) << np.uint8(7)
-        rounds.append(octets[used].tobytes())
+        octets, used = spread_varints(values[begin : begin + _ROUND])
+        rounds.append(octets.tobytes() if used is None else pack(octets, used))
     return b"".join(rounds)
+
+
+def spread_varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The varints of `values` at even distances: each starts a row, whose end may be unused.
+
+    Args:
+        values: integers in one dimension, at least one.
+
+    Returns:
+        The bytes, an array of uint8 of shape (values, width), width being at least the length of the
+        longest varint; and which of them count, an array of bools of that shape, or None if all do.
+    """
+    low, high = int(values.min()), int(values.max())
+    if low >= 0 and high < 0x80:
+        return values.astype(np.uint8)[:, np.newaxis], None
+    length = 10 if low < 0 else -(-high.bit_length() // 7)
+    even = high < 0 or (low >= 0 and low >> 7 * (length - 1) > 0)
+    if length > 8:
+        octets, used = _spread_long(values)
+    else:
+        groups = _groups(values.astype(np.uint16 if length <= 2 else np.uint32 if length <= 4 else np.uint64))
+        more = _continued(groups)
+        groups |= more
+        octets = _octets(groups)
+        if not even:
+            # A byte is used if the one before it continues, the first always.
+            more <<= 1
+            more |= 1
+            used = _octets(more).view(np.bool_)
+    if even:
+        return octets[:, :length], None
+    return octets, used
+
+
+def pack(octets: np.ndarray, used: np.ndarray) -> bytes:
+    """Those bytes of `octets` of which `used`, of the same shape and in C order too, says that they count."""
+    octets, used = octets.reshape(-1), used.reshape(-1)
+    # `compress` takes a fifth of the time of an index of bools, but eight bytes of memory for each byte.
+    return b"".join(
+        octets[begin : begin + _PACKED].compress(used[begin : begin + _PACKED]).data
+        for begin in range(0, octets.size, _PACKED)
+    )
+
+
+# How groups of seven bits move apart, in halves, until each has its byte: which stay, which move, how far.
+_SPREAD = {
+    2: ((0x7F, 0x3F80, 1),),
+    4: ((0x3FFF, 0xFFFC000, 2), (0x7F007F, 0x3F803F80, 1)),
+    8: (
+        (0xFFFFFFF, 0xFFFFFFF0000000, 4),
+        (0x3FFF00003FFF, 0xFFFC0000FFFC000, 2),
+        (0x7F007F007F007F, 0x3F803F803F803F80, 1),
+    ),
+}
+
+
+def _groups(words: np.ndarray) -> np.ndarray:
+    """`words`, unsigned and of at most 7 bits for each of their bytes, with 7 bits in each byte."""
+    for stay, move, distance in _SPREAD[words.dtype.itemsize]:
+        moved = words & move
+        moved <<= distance
+        words &= stay
+        words |= moved
+    return words
+
+
+def _continued(groups: np.ndarray) -> np.ndarray:
+    """0x80 in each byte of the words `groups` after which another is not 0, and 0 in the others."""
+    width = groups.dtype.itemsize
+    after = groups >> 8
+    distance = 8
+    while distance < 8 * (width - 1):
+        after |= after >> distance
+        distance *= 2
+    # Bytes are 0 to 0x7f, so that adding reaches the uppermost bit of its byte, and never the next byte.
+    after += int.from_bytes(b"\x7f" * width, "little")
+    after &= int.from_bytes(b"\x80" * width, "little")
+    return after
+
+
+def _spread_long(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `spread_varints`, of integers of any length."""
+    # Through int64, so that the sign of a narrower integer fills the upper bits.
+    words = (values.astype(np.int64) if values.dtype.kind == "i" else values).astype(np.uint64)
+    rest = (words >> 56).astype(np.uint16)  # 7 bits of the ninth byte, 1 of the tenth
+    words &= (1 << 56) - 1
+    low = _groups(words)
+    more = _continued(low)
+    more[rest != 0] = int.from_bytes(b"\x80" * 8, "little")
+    low |= more
+    more <<= 1
+    more |= 1
+    layout = np.dtype([("low", "<u8"), ("rest", "<u2")])
+    octets, used = np.empty(values.size, layout), np.empty(values.size, layout)
+    octets["low"], used["low"] = low, more
+    tenth = rest >> 7 << 8
+    # The lowest bit of the tenth byte is in its place to say that the ninth continues, too.
+    octets["rest"] = rest | tenth
+    used["rest"] = tenth | (rest != 0)
+    return _octets(octets), _octets(used).view(np.bool_)
+
+
+def _octets(words: np.ndarray) -> np.ndarray:
+    """The bytes of each of `words`, the lowest first."""
+    little = words.astype(words.dtype.newbyteorder("<"), copy=False)
+    return little.view(np.uint8).reshape(words.size, words.dtype.itemsize)

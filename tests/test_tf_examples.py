@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aioserving import InvalidInputError, messages
@@ -182,6 +182,86 @@ def test_what_is_put_in_is_what_protobuf_reads(data: st.DataObject) -> None:
             message_class("tensorflow.Example").FromString(row).SerializeToString()
             for row in serialize_examples(rows)
         ]
+
+
+def as_protobuf_builds_it(columns: dict[str, np.ndarray], context: dict[str, list[str]] | None = None) -> Any:
+    """An Input, made with protobuf's own classes, value by value."""
+    made: Any = message_class("tensorflow.serving.Input")()
+    inner = made.example_list if context is None else made.example_list_with_context
+    for index in range(len(next(iter(columns.values())))):
+        feature = inner.examples.add().features.feature
+        for name, column in columns.items():
+            values = np.atleast_1d(column[index]).ravel().tolist()
+            if column.dtype.kind == "O":
+                made_one = feature[name]
+                if values:  # objects without values have no kind
+                    made_one.bytes_list.value.extend(value.encode() for value in values)
+                continue
+            values_of = feature[name].float_list if column.dtype.kind == "f" else feature[name].int64_list
+            values_of.SetInParent()
+            values_of.value.extend(values if column.dtype.kind == "f" else map(int, values))
+    for name, texts in (context or {}).items():
+        inner.context.features.feature[name].bytes_list.value.extend(text.encode() for text in texts)
+    return made
+
+
+@st.composite
+def array_columns(draw: st.DrawFn) -> dict[str, np.ndarray]:
+    """Columns as arrays of any kind and width, of few rows or many, with names of any length."""
+    count = draw(st.sampled_from([1, 2, 3, 40, 130]))
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    columns: dict[str, np.ndarray] = {}
+    for _ in range(draw(st.integers(1, 5))):
+        name = draw(st.text("abcä", max_size=3)) * draw(st.sampled_from([1, 1, 60]))
+        shape = draw(st.sampled_from([(), (1,), (3,), (0,), (2, 2), (70,), (200,), (5000,)]))
+        size = (count, *shape) if np.prod(shape) * count < 100_000 else (count,)
+        kind = draw(st.sampled_from(["int", "int", "int", "u1", "bool", "float", "text"]))
+        if kind == "int":
+            low, high = draw(st.tuples(int64s, int64s).map(sorted))
+            columns[name] = random.integers(low, high, size, endpoint=True)
+        elif kind == "u1":
+            columns[name] = random.integers(0, draw(st.sampled_from([127, 255])), size).astype(np.uint8)
+        elif kind == "bool":
+            columns[name] = random.integers(0, 2, size).astype(np.bool_)
+        elif kind == "float":
+            columns[name] = random.normal(size=size).astype(np.float32)
+        else:
+            texts = [f"é{number}" for number in random.integers(0, 10**6, int(np.prod(size)))]
+            columns[name] = np.array(texts, object).reshape(size)
+    return columns
+
+
+int64s = st.integers(0, 63).flatmap(lambda bits: st.integers(-(2**bits), 2**bits - 1))
+
+
+@settings(deadline=None)
+@given(array_columns(), st.sampled_from([None, {"country": ["NL"]}]))
+def test_columns_are_what_protobuf_builds(
+    columns: dict[str, Any], context: dict[str, list[str]] | None
+) -> None:
+    """Any arrays, with and without context, in a request or as single Examples, give protobuf's messages."""
+    expected = as_protobuf_builds_it(columns, context)
+    found, count = parsed(columns, context)
+    assert count == len(next(iter(columns.values())))
+    assert found == expected
+    single = [message_class("tensorflow.Example").FromString(one) for one in serialize_examples(columns)]
+    kind = "example_list" if context is None else "example_list_with_context"
+    assert single == list(getattr(expected, kind).examples)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+@pytest.mark.parametrize("wide", [False, True])
+def test_numbers_beside_wide_rows(rows: int, wide: bool) -> None:
+    """Integers of uneven length stand beside floats and texts of any width."""
+    random = np.random.default_rng(rows)
+    columns: dict[str, np.ndarray] = {
+        "pixels": random.normal(size=(rows, 784 if wide else 7)).astype(np.float32),
+        "id": random.integers(-5, 10**6, rows),
+        "on": random.integers(0, 2, rows).astype(np.bool_),
+    }
+    assert parsed(columns)[0] == as_protobuf_builds_it(columns)
+    columns["text"] = np.array([f"t{row}" for row in range(rows)], object)
+    assert parsed(columns)[0] == as_protobuf_builds_it(columns)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from aioserving.wire import (
     delimited,
     encode_varints,
     fields,
+    pack,
     read_varint,
     signed,
+    spread_varints,
     varint,
 )
 
@@ -208,3 +211,64 @@ def test_packed_varints_go_in_c_order() -> None:
     """An array of any layout is written row by row."""
     array = np.arange(200).reshape(10, 20).T
     assert encode_varints(array) == encode_varints(array.ravel()) != encode_varints(array.T)
+
+
+@PATIENT
+@given(
+    st.lists(st.integers(1, 10), min_size=1, max_size=10, unique=True),
+    st.sampled_from([65, 200, 9000]),
+    st.integers(0, 1000),
+)
+def test_packed_varints_of_chosen_lengths(lengths: list[int], count: int, seed: int) -> None:
+    """Varints of any mix of lengths are written one after the other, whatever the longest one is."""
+    random = Random(seed)
+    bounds = {length: (1 << 7 * (length - 1), (1 << 7 * length) - 1) for length in range(2, 10)}
+    bounds |= {1: (0, 127), 10: (-(1 << 63), -1)}
+    numbers = [
+        random.choice((*bounds[length], random.randint(*bounds[length])))
+        for length in random.choices(lengths, k=count)
+    ]
+    assert encode_varints(np.array(numbers, np.int64)) == b"".join(map(varint, numbers))
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">i4", ">i8", ">u4", ">u8"])
+def test_packed_varints_of_either_byte_order(dtype: str) -> None:
+    """Big-endian integers have the varints of their values, on any machine."""
+    array = np.array([0, 1, 127, 128, 16383, 16384, 32767] * 20, dtype)
+    assert encode_varints(array) == b"".join(map(varint, array.tolist()))
+
+
+@PATIENT
+@given(st.lists(uint64s | any_length, min_size=1, max_size=30))
+def test_spread_varints_start_at_even_distances(numbers: list[int]) -> None:
+    """Each row of what is spread holds one varint, at its beginning."""
+    octets, used = spread_varints(np.array(numbers, np.uint64))
+    if used is None:
+        used = np.ones(octets.shape, np.bool_)
+    assert octets.shape == used.shape
+    assert [row[own].tobytes() for row, own in zip(octets, used, strict=True)] == list(map(varint, numbers))
+    for row, own in zip(octets, used, strict=True):
+        assert row[: own.sum()].tobytes() == row[own].tobytes()
+
+
+def test_spread_varints_of_one_length_are_all_used() -> None:
+    """Where nothing is to be left out, nothing has to be looked for."""
+    for numbers in (
+        [0, 127],
+        [128, 16383],
+        [1 << 28, (1 << 35) - 1],
+        [-1, -(1 << 63)],
+        [1 << 56, (1 << 63) - 1],
+    ):
+        octets, used = spread_varints(np.array(numbers))
+        assert used is None
+        assert octets.tobytes() == b"".join(map(varint, numbers))
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 16, (1 << 16) + 1, 1 << 18])
+def test_packing_keeps_what_is_used(size: int) -> None:
+    """Used bytes keep their order, whatever the size."""
+    random = np.random.default_rng(size)
+    octets = random.integers(0, 256, (size, 3)).astype(np.uint8)
+    used = random.integers(0, 2, (size, 3)).astype(np.bool_)
+    assert pack(octets, used) == octets[used].tobytes()
