@@ -17,6 +17,7 @@ Nothing in here is imported by the client, and nothing in here imports the clien
     saved_model  loading and running SavedModels (the only place that imports TensorFlow)
     options      the real binary's flags
     process      ServerProcess: `python -m aioserving.testing` under control
+    faults       FaultProxy: delay, cut, black hole and more on the way; slow and failing functions
     pytest_plugin  the fixtures `model_server` and `model_server_process`
     status       codes and the error that carries one
 """
@@ -28,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aioserving.testing.batching import BatchingServable as BatchingServable
+    from aioserving.testing.faults import FaultProxy as FaultProxy
+    from aioserving.testing.faults import FaultProxyProcess as FaultProxyProcess
     from aioserving.testing.options import ServerOptions as ServerOptions
     from aioserving.testing.process import ServerProcess as ServerProcess
     from aioserving.testing.servable import CallableServable as CallableServable
@@ -43,6 +46,8 @@ _EXPORTS = {
     "BatchingServable": "batching",
     "CallableServable": "servable",
     "CallableSignature": "servable",
+    "FaultProxy": "faults",
+    "FaultProxyProcess": "faults",
     "ModelServer": "server",
     "Servable": "servable",
     "ServerOptions": "options",
@@ -56,6 +61,8 @@ __all__ = [
     "BatchingServable",
     "CallableServable",
     "CallableSignature",
+    "FaultProxy",
+    "FaultProxyProcess",
     "ModelServer",
     "Servable",
     "ServerOptions",

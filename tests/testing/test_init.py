@@ -15,6 +15,8 @@ EXPORTS = {
     "BatchingServable",
     "CallableServable",
     "CallableSignature",
+    "FaultProxy",
+    "FaultProxyProcess",
     "ModelServer",
     "Servable",
     "ServerOptions",
