@@ -4,12 +4,14 @@
 `tensorflow_model_server_test.py` that call a model over gRPC, with models built in TF1 and TF2 style
 (`saved_models`), and the C++ tests of Predict, Classify, Regress, MultiInference and metadata as far as
 a client can make their requests. Configurations and reloads without TensorFlow are the business of
-`test_counterparts_config`, REST of `tests/testing/test_rest.py`.
+`test_counterparts_config`; REST in its details is `tests/testing/test_rest.py`'s.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,6 +106,7 @@ def process(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with ServerProcess(
         model_config_file=str(config_file),
         model_config_file_poll_wait_seconds=1,
+        rest_port=0,
         grpc_socket_path=str(socket),
         testing_manage_state_interval_ms=10,
     ) as running:
@@ -264,6 +267,37 @@ def test_tf_saved_model_save_multiple_signatures(client: Client) -> None:
 def test_sequential_keras_saved_model_save(client: Client, model: str) -> None:
     """A Keras model, also one made under a distribution strategy, answers [[1]] with 2."""
     check_predict(client, model, [[1.0]], 2.0, output="output_0")
+
+
+def rest(process: ServerProcess, path: str, document: Any = None) -> Any:
+    """The JSON answer of a POST, or without a document of a GET."""
+    body = None if document is None else json.dumps(document).encode()
+    with urllib.request.urlopen(f"{process.rest_url}/v1/models/{path}", body, timeout=20) as answer:
+        assert answer.headers["Content-Type"] == "application/json"
+        return json.load(answer)
+
+
+@both_styles
+def test_rest(process: ServerProcess, model: str) -> None:
+    """REST answers for both styles as gRPC does: rows, columns, classes, regressions, status, metadata."""
+    column = [[2.0], [3.0], [4.0]]
+    answers = [[3.0], [3.5], [4.0]]
+    assert rest(process, f"{model}:predict", {"instances": column}) == {"predictions": answers}
+    assert rest(process, f"{model}/versions/{VERSION}:predict", {"inputs": column}) == {"outputs": answers}
+    for method, results in (("classify", [[["", 3.0]]]), ("regress", [3.0])):
+        document = {"signature_name": f"{method}_x_to_y", "examples": X}
+        assert rest(process, f"{model}:{method}", document) == {"results": results}
+    state = {
+        "version": str(VERSION),
+        "state": "AVAILABLE",
+        "status": {"error_code": "OK", "error_message": ""},
+    }
+    assert rest(process, model) == {"model_version_status": [state]}
+    metadata = rest(process, f"{model}/metadata")
+    assert metadata["model_spec"] == {"name": model, "signature_name": "", "version": str(VERSION)}
+    signature = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert signature["inputs"]["x"]["dtype"] == "DT_FLOAT"
+    assert signature["method_name"] == PREDICT
 
 
 # The C++ tests: predict_util_test.cc
