@@ -16,13 +16,13 @@ import atexit
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aioserving import errors
 from aioserving._types import DEFAULT, Inputs, Metadata, Timeout
-from aioserving.client import AsyncClient, ClientStats, Model, ModelConfigs
+from aioserving.client import AsyncClient, ClientStats, Model
 from aioserving.inference import ClassifyResult, MultiInferenceResult, RegressResult, Tasks
 from aioserving.pool import PoolOptions
 from aioserving.prediction import PredictResult
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from typing_extensions import Self
 
-    from aioserving.messages import View
+    from aioserving.configuration import ModelConfigs, ModelLike
+    from aioserving.messages import ModelServerConfig, View
+    from aioserving.reload import ReloadResult
     from aioserving.transport import ChannelCredentials
 
 __all__ = ["BlockingModel", "Client"]
@@ -693,8 +695,7 @@ class Client:
 
         Raises:
             DeadlineExceededError: not available in time; the message tells the last state seen.
-            FailedPreconditionError: loading it failed, so that waiting longer is no use; the message
-                tells why it failed.
+            ModelLoadError: loading it failed, so that waiting longer is no use; the message tells why.
         """
         return self._run(
             self._client.wait_until_available(model, version=version, timeout=timeout, metadata=metadata)
@@ -704,36 +705,160 @@ class Client:
         self,
         config: ModelConfigs,
         *,
+        wait: bool = False,
+        check: bool = True,
+        metric_names: Sequence[str] = (),
         timeout: Timeout = DEFAULT,
         metadata: Metadata = (),
-    ) -> None:
+    ) -> ReloadResult:
         """Replace the list of models that a server serves.
 
-        The new list replaces the old one: models that it leaves out are unloaded. The call returns when
-        every newly named model has a version available; of changes to models that were there before
-        (a version policy) it returns at once: follow it with `wait_until_available`. Labels can only
-        point at versions that are available already.
+        The new list replaces the old one: models that it leaves out are unloaded. To change one thing,
+        use `add_models`, `remove_models` or `set_labels`. The server answers when every newly named model
+        has a version available; of changes to models that were there before (a version policy) it answers
+        at once. Labels can only point at versions that are available already. With `wait` the call
+        returns when the versions that the config names are available, and labels are set in a second
+        step, once their versions are.
 
         A base path that does not exist, or has no version in it, blocks the server's reloads for good;
-        only this call's wait ends with its deadline.
+        only this call's wait ends with its deadline. A server that polls its ``--model_config_file``
+        undoes the reload at the next poll: use `write_config` there.
 
         With several endpoints it is sent to every one of them, one after the other.
 
         Args:
-            config: the models: `ModelConfig`s, dicts of their fields, or a `ModelServerConfig`.
-                A model without a platform gets ``"tensorflow"`` (the server would keep a config without
-                one and refuse every later reload).
+            config: the models: `ModelConfig`s, dicts of their fields, or a `ModelServerConfig`; or its
+                text, or the path of a ``--model_config_file``. A model without a platform gets
+                ``"tensorflow"`` (the server would keep a config without one and refuse every later
+                reload).
+            wait: return when every version that the config names, by policy or label, is available, and
+                at least one of every model.
+            check: refuse what the server would refuse before anything is sent.
+            metric_names: metrics of the server whose growth during the reload to report.
             timeout: seconds until the call fails; the client's own setting if not given.
             metadata: gRPC metadata of the call.
 
+        Returns:
+            The config as it was sent; with `wait`, how every model is on every server.
+
+        Warns:
+            ConfigWarning: the server may refuse the config, or would wait on it without end.
+
         Raises:
-            InvalidArgumentError: the server refuses the configuration.
+            InvalidConfigError: the server would refuse the config; nothing was sent.
+            InvalidArgumentError: the server refuses the config.
             FailedPreconditionError: a label points at a version that is not available.
             UnknownError: models that were added failed to load; the message says which and why.
-            DeadlineExceededError: models were not available in time; the server goes on loading them.
+            ModelLoadError: with `wait`: versions failed to load; it lists which and why.
+            DeadlineExceededError: models were not available in time, the message says which; the server
+                goes on loading them.
+            DecodeError: a text is no config; with line and column.
+            OSError: a file cannot be read.
             RPCError: any other gRPC status.
         """
-        return self._run(self._client.reload_config(config, timeout=timeout, metadata=metadata))
+        return self._run(
+            self._client.reload_config(
+                config, wait=wait, check=check, metric_names=metric_names, timeout=timeout, metadata=metadata
+            )
+        )
+
+    def add_models(
+        self,
+        models: ModelLike | Iterable[ModelLike],
+        *,
+        config: ModelConfigs | None = None,
+        wait: bool = True,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ReloadResult:
+        """Serve further models beside those that are served; one of a name that is there is replaced.
+
+        The server cannot be asked for its config, so this changes the one that this client applied last,
+        or `config`. What others changed in the meantime is lost.
+
+        Args:
+            models: one model, or several.
+            config: the config in force, as for `reload_config`, if this client did not apply it.
+            wait: return when the added models are available.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of the calls.
+
+        Returns:
+            The new config; with `wait`, how the added models are on every server.
+
+        Raises:
+            ValueError: this client applied no config yet, and none is given.
+            ModelLoadError: with `wait`: versions failed to load; it lists which and why.
+            RPCError: as `reload_config`.
+        """
+        return self._run(
+            self._client.add_models(models, config=config, wait=wait, timeout=timeout, metadata=metadata)
+        )
+
+    def remove_models(
+        self,
+        names: str | Iterable[str],
+        *,
+        config: ModelConfigs | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ReloadResult:
+        """Stop serving models; the others stay. The server unloads them after it has answered.
+
+        Args:
+            names: name of the model, or several.
+            config: the config in force, as for `reload_config`, if this client did not apply it.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of the calls.
+
+        Returns:
+            The new config.
+
+        Raises:
+            ValueError: this client applied no config yet and none is given; or it has no such model.
+            RPCError: as `reload_config`.
+        """
+        return self._run(self._client.remove_models(names, config=config, timeout=timeout, metadata=metadata))
+
+    def set_labels(
+        self,
+        model: str,
+        labels: Mapping[str, int | None],
+        *,
+        config: ModelConfigs | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ReloadResult:
+        """Point version labels of a model at versions, loading these first where they are not.
+
+        A label can only point at a version that is available. So this is two reloads where it has to be:
+        the first loads the version while the label, and the version that it is on, stay; the second moves
+        the label. Requests that name the label are answered throughout.
+
+        Args:
+            model: name of the model.
+            labels: version by label; None takes the label away. Other labels stay.
+            config: the config in force, as for `reload_config`, if this client did not apply it.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of the calls.
+
+        Returns:
+            The new config, and how the model is on every server.
+
+        Raises:
+            ValueError: this client applied no config yet and none is given; or it has no such model.
+            ModelLoadError: a version failed to load; the label is where it was.
+            DeadlineExceededError: a version was not available in time; the label is where it was.
+            RPCError: as `reload_config`.
+        """
+        return self._run(
+            self._client.set_labels(model, labels, config=config, timeout=timeout, metadata=metadata)
+        )
+
+    @property
+    def config(self) -> ModelServerConfig | None:
+        """A copy of the config that this client applied last; None if it did not yet."""
+        return self._client.config
 
     def model(
         self,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import numpy as np
 
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from typing_extensions import Self
 
-    from aioserving.messages import ModelConfig, ModelServerConfig, ReloadConfigRequest, View
+    from aioserving.configuration import ModelConfigs, ModelLike
+    from aioserving.messages import ModelServerConfig, View
+    from aioserving.reload import ReloadResult, Reloads
     from aioserving.transport import ChannelCredentials
 
 __all__ = ["AsyncClient", "ClientStats", "Model"]
@@ -56,15 +58,10 @@ _GET_MODEL_METADATA: Final = "/tensorflow.serving.PredictionService/GetModelMeta
 _GET_MODEL_STATUS: Final = "/tensorflow.serving.ModelService/GetModelStatus"
 _RELOAD_CONFIG: Final = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
 
-#: Platform of a ModelConfig that names none: the only one that the real server knows by default.
-_PLATFORM: Final = "tensorflow"
-
 #: Seconds for which fetched signatures are believed when they refuse an input.
 _BELIEVE: Final = 1.0
 
 _Result = TypeVar("_Result", ClassifyResult, RegressResult, MultiInferenceResult)
-
-ModelConfigs: TypeAlias = "ModelServerConfig | Message | Iterable[ModelConfig | Mapping[str, Any] | Message]"
 
 
 @dataclass(frozen=True)
@@ -186,6 +183,7 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generation = -1
         self._pool = Pool(self._targets, self._open_transport, options=self._pool_options)
+        self._reloads: Reloads | None = None
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -1004,8 +1002,7 @@ class AsyncClient:
 
         Raises:
             DeadlineExceededError: not available in time; the message tells the last state seen.
-            FailedPreconditionError: loading it failed, so that waiting longer is no use; the message
-                tells why it failed.
+            ModelLoadError: loading it failed, so that waiting longer is no use; the message tells why.
         """
         deadline = self._begin(timeout)
         found = [
@@ -1040,11 +1037,11 @@ class AsyncClient:
                     return status.available[0]
                 last_seen = str(status)
                 if status.failed and all(item.ended for item in status):
-                    raise errors.FailedPreconditionError(
-                        f"{what} failed to load: {status}",
-                        model=model,
-                        endpoint=endpoint.target,
-                        method="GetModelStatus",
+                    raise errors.ModelLoadError(
+                        [
+                            errors.LoadFailure(endpoint.target, model, item.version, item.error or "")
+                            for item in status.failed
+                        ]
                     )
             except errors.NotFoundError:
                 last_seen = "the server does not know it"
@@ -1065,39 +1062,201 @@ class AsyncClient:
         self,
         config: ModelConfigs,
         *,
+        wait: bool = False,
+        check: bool = True,
+        metric_names: Sequence[str] = (),
         timeout: Timeout = DEFAULT,
         metadata: Metadata = (),
-    ) -> None:
+    ) -> ReloadResult:
         """Replace the list of models that a server serves.
 
-        The new list replaces the old one: models that it leaves out are unloaded. The call returns when
-        every newly named model has a version available; of changes to models that were there before
-        (a version policy) it returns at once: follow it with `wait_until_available`. Labels can only
-        point at versions that are available already.
+        The new list replaces the old one: models that it leaves out are unloaded. To change one thing,
+        use `add_models`, `remove_models` or `set_labels`. The server answers when every newly named model
+        has a version available; of changes to models that were there before (a version policy) it answers
+        at once. Labels can only point at versions that are available already. With `wait` the call
+        returns when the versions that the config names are available, and labels are set in a second
+        step, once their versions are.
 
         A base path that does not exist, or has no version in it, blocks the server's reloads for good;
-        only this call's wait ends with its deadline.
+        only this call's wait ends with its deadline. A server that polls its ``--model_config_file``
+        undoes the reload at the next poll: use `write_config` there.
 
         With several endpoints it is sent to every one of them, one after the other.
 
         Args:
-            config: the models: `ModelConfig`s, dicts of their fields, or a `ModelServerConfig`.
-                A model without a platform gets ``"tensorflow"`` (the server would keep a config without
-                one and refuse every later reload).
+            config: the models: `ModelConfig`s, dicts of their fields, or a `ModelServerConfig`; or its
+                text, or the path of a ``--model_config_file``. A model without a platform gets
+                ``"tensorflow"`` (the server would keep a config without one and refuse every later
+                reload).
+            wait: return when every version that the config names, by policy or label, is available, and
+                at least one of every model.
+            check: refuse what the server would refuse before anything is sent.
+            metric_names: metrics of the server whose growth during the reload to report.
             timeout: seconds until the call fails; the client's own setting if not given.
             metadata: gRPC metadata of the call.
 
+        Returns:
+            The config as it was sent; with `wait`, how every model is on every server.
+
+        Warns:
+            ConfigWarning: the server may refuse the config, or would wait on it without end.
+
         Raises:
-            InvalidArgumentError: the server refuses the configuration.
+            InvalidConfigError: the server would refuse the config; nothing was sent.
+            InvalidArgumentError: the server refuses the config.
             FailedPreconditionError: a label points at a version that is not available.
             UnknownError: models that were added failed to load; the message says which and why.
-            DeadlineExceededError: models were not available in time; the server goes on loading them.
+            ModelLoadError: with `wait`: versions failed to load; it lists which and why.
+            DeadlineExceededError: models were not available in time, the message says which; the server
+                goes on loading them.
+            DecodeError: a text is no config; with line and column.
+            OSError: a file cannot be read.
             RPCError: any other gRPC status.
         """
+        from aioserving.configuration import read_config
+
         deadline = self._begin(timeout)
-        request = _reload_request(config).to_bytes()
-        for endpoint in self._pool.endpoints:
-            await self._call(_RELOAD_CONFIG, request, deadline, None, metadata, endpoint)
+        new = read_config(config, check=check)
+        wait_for = (lambda name: True) if wait else None
+        return await self._reload(lambda old: new, deadline, metadata, wait_for, metric_names, check)
+
+    async def add_models(
+        self,
+        models: ModelLike | Iterable[ModelLike],
+        *,
+        config: ModelConfigs | None = None,
+        wait: bool = True,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ReloadResult:
+        """Serve further models beside those that are served; one of a name that is there is replaced.
+
+        The server cannot be asked for its config, so this changes the one that this client applied last,
+        or `config`. What others changed in the meantime is lost.
+
+        Args:
+            models: one model, or several.
+            config: the config in force, as for `reload_config`, if this client did not apply it.
+            wait: return when the added models are available.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of the calls.
+
+        Returns:
+            The new config; with `wait`, how the added models are on every server.
+
+        Raises:
+            ValueError: this client applied no config yet, and none is given.
+            ModelLoadError: with `wait`: versions failed to load; it lists which and why.
+            RPCError: as `reload_config`.
+        """
+        from aioserving.configuration import read_config, with_models
+
+        deadline = self._begin(timeout)
+        new = read_config([models] if _is_one(models) else models)  # type: ignore[list-item, arg-type]
+        names = {model.name for model in new.model_config_list}
+        return await self._reload(
+            lambda old: with_models(_known(config, old), new.model_config_list),
+            deadline,
+            metadata,
+            names.__contains__ if wait else None,
+        )
+
+    async def remove_models(
+        self,
+        names: str | Iterable[str],
+        *,
+        config: ModelConfigs | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ReloadResult:
+        """Stop serving models; the others stay. The server unloads them after it has answered.
+
+        Args:
+            names: name of the model, or several.
+            config: the config in force, as for `reload_config`, if this client did not apply it.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of the calls.
+
+        Returns:
+            The new config.
+
+        Raises:
+            ValueError: this client applied no config yet and none is given; or it has no such model.
+            RPCError: as `reload_config`.
+        """
+        from aioserving.configuration import without_models
+
+        deadline = self._begin(timeout)
+        gone = [names] if isinstance(names, str) else list(names)
+        return await self._reload(lambda old: without_models(_known(config, old), gone), deadline, metadata)
+
+    async def set_labels(
+        self,
+        model: str,
+        labels: Mapping[str, int | None],
+        *,
+        config: ModelConfigs | None = None,
+        timeout: Timeout = DEFAULT,
+        metadata: Metadata = (),
+    ) -> ReloadResult:
+        """Point version labels of a model at versions, loading these first where they are not.
+
+        A label can only point at a version that is available. So this is two reloads where it has to be:
+        the first loads the version while the label, and the version that it is on, stay; the second moves
+        the label. Requests that name the label are answered throughout.
+
+        Args:
+            model: name of the model.
+            labels: version by label; None takes the label away. Other labels stay.
+            config: the config in force, as for `reload_config`, if this client did not apply it.
+            timeout: seconds until the call fails; the client's own setting if not given.
+            metadata: gRPC metadata of the calls.
+
+        Returns:
+            The new config, and how the model is on every server.
+
+        Raises:
+            ValueError: this client applied no config yet and none is given; or it has no such model.
+            ModelLoadError: a version failed to load; the label is where it was.
+            DeadlineExceededError: a version was not available in time; the label is where it was.
+            RPCError: as `reload_config`.
+        """
+        from aioserving.configuration import with_labels
+
+        deadline = self._begin(timeout)
+        return await self._reload(
+            lambda old: with_labels(_known(config, old), model, labels), deadline, metadata, model.__eq__
+        )
+
+    @property
+    def config(self) -> ModelServerConfig | None:
+        """A copy of the config that this client applied last; None if it did not yet."""
+        config = self._reloads.config if self._reloads is not None else None
+        return config.copy() if config is not None else None
+
+    async def _reload(
+        self,
+        change: Callable[[ModelServerConfig | None], ModelServerConfig],
+        deadline: float | None,
+        metadata: Metadata,
+        wait_for: Callable[[str], bool] | None = None,
+        metric_names: Sequence[str] = (),
+        check: bool = True,
+    ) -> ReloadResult:
+        from aioserving.reload import Reloads
+
+        if self._reloads is None:
+            self._reloads = Reloads(clock=asyncio.get_running_loop().time)
+        return await self._reloads.apply(
+            change,
+            _Administration(self, metadata),
+            [endpoint.target for endpoint in self._pool.endpoints],
+            deadline,
+            wait_for=wait_for,
+            metric_names=metric_names,
+            check=check,
+            sees_files=_is_local,
+        )
 
     def model(
         self,
@@ -1290,27 +1449,41 @@ def _unchecked(model: str, inputs: Any) -> dict[str, Array]:
     return {name: np.asarray(value) for name, value in inputs.items()}
 
 
-def _reload_request(config: ModelConfigs) -> ReloadConfigRequest:
-    from aioserving.messages import ModelConfig, ModelServerConfig, ReloadConfigRequest
+class _Administration:
+    """How reloads reach the servers of a client."""
 
-    message: Any = getattr(config, "pb", config)
-    full_name = getattr(getattr(message, "DESCRIPTOR", None), "full_name", None)
-    request = ReloadConfigRequest()
-    if full_name == "tensorflow.serving.ModelServerConfig":
-        request.config = ModelServerConfig(message)
-    elif full_name is not None or isinstance(config, (str, bytes, Mapping)):
-        raise TypeError(
-            f"config must be a list of ModelConfig or a ModelServerConfig, got {type(config).__name__}"
+    def __init__(self, client: AsyncClient, metadata: Metadata) -> None:
+        self._client = client
+        self._metadata = metadata
+
+    async def reload(self, target: str, request: bytes, deadline: float | None) -> bytes:
+        client = self._client
+        endpoint = client._endpoint(target)
+        return (await client._call(_RELOAD_CONFIG, request, deadline, None, self._metadata, endpoint))[0]
+
+    async def status(self, target: str, model: str, deadline: float | None) -> ModelStatus:
+        client = self._client
+        return await client._get_status(model, None, deadline, self._metadata, client._endpoint(target))
+
+
+def _known(config: ModelConfigs | None, applied: ModelServerConfig | None) -> ModelConfigs:
+    found = config if config is not None else applied
+    if found is None:
+        raise ValueError(
+            "this client has not applied a config yet, a reload replaces all of it, and a server cannot be "
+            "asked for the one it has: give it as config=, for instance the path of its --model_config_file"
         )
-    else:
-        request.config = ModelServerConfig(
-            model_config_list=[ModelConfig(item) for item in config]  # type: ignore[union-attr]
-        )
-    if request.pb.config.WhichOneof("config") == "model_config_list":
-        for model_config in request.pb.config.model_config_list.config:
-            if not model_config.model_platform and not model_config.model_type:
-                model_config.model_platform = _PLATFORM
-    return request
+    return found
+
+
+def _is_one(models: object) -> bool:
+    return isinstance(models, Mapping) or hasattr(getattr(models, "pb", models), "DESCRIPTOR")
+
+
+def _is_local(target: str) -> bool:
+    """Whether a target is on this machine, so that its files may be, too."""
+    address = target.rpartition("/")[2] if target.startswith(("dns:", "ipv4:", "ipv6:")) else target
+    return target.startswith("unix") or address.startswith(("127.", "localhost:", "[::1]:"))
 
 
 def _checked_targets(targets: str | Sequence[str]) -> tuple[str, ...]:

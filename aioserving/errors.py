@@ -12,6 +12,7 @@
         ├── UnknownError                  UNKNOWN: also a reload whose models failed to load
         ├── InvalidArgumentError (ValueError)
         │   ├── InvalidInputError         inputs refused before sending, or by the server
+        │   ├── InvalidConfigError        a configuration refused before sending; lists what is wrong
         │   └── VersionLabelNotFoundError
         ├── DeadlineExceededError (TimeoutError)
         ├── NotFoundError (LookupError)
@@ -23,6 +24,7 @@
         ├── ResourceExhaustedError        the server is out of threads, memory or queue
         │   └── MessageTooLargeError      a message beyond this client's limit
         ├── FailedPreconditionError
+        │   ├── ModelLoadError            versions that were waited for failed to load; lists which and why
         │   └── SignatureNotFoundError (LookupError)
         ├── AbortedError
         ├── OutOfRangeError
@@ -37,6 +39,8 @@ one ``except`` serves both; `code` is set and `endpoint` is None.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 __all__ = [
@@ -45,6 +49,7 @@ __all__ = [
     "CancelledError",
     "ClientClosedError",
     "ClientStateError",
+    "ConfigProblem",
     "DataLossError",
     "DeadlineExceededError",
     "DecodeError",
@@ -53,8 +58,11 @@ __all__ = [
     "ForkError",
     "InternalError",
     "InvalidArgumentError",
+    "InvalidConfigError",
     "InvalidInputError",
+    "LoadFailure",
     "MessageTooLargeError",
+    "ModelLoadError",
     "ModelNotFoundError",
     "NotFoundError",
     "OutOfRangeError",
@@ -182,6 +190,41 @@ class InvalidInputError(InvalidArgumentError):
     """The inputs do not fit the signature: a name, dtype or shape, or a value nothing can convert."""
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One thing that is wrong with a configuration."""
+
+    #: What is wrong, and what would be right.
+    text: str
+    #: Name of the model that it is about, or None.
+    model: str | None = None
+    #: Whether the server is certain to refuse it; else it may, or would do what is hardly meant.
+    refused: bool = True
+    #: Line of the text that the configuration was read from, counted from 1, or None.
+    line: int | None = None
+    #: Column in that line, counted from 1, or None.
+    column: int | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}, column {self.column}: " if self.line is not None else ""
+        return where + (f"model {self.model!r}: {self.text}" if self.model is not None else self.text)
+
+
+class InvalidConfigError(InvalidArgumentError):
+    """A configuration that the server would refuse; nothing was sent or written.
+
+    Attributes:
+        problems: what is wrong, a `ConfigProblem` each.
+    """
+
+    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
+        super().__init__("; ".join(map(str, problems)), method="HandleReloadConfigRequest")
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.problems,)
+
+
 class VersionLabelNotFoundError(InvalidArgumentError):
     """The server knows no such version label (it says INVALID_ARGUMENT, also for an unknown model)."""
 
@@ -238,6 +281,42 @@ class FailedPreconditionError(RPCError):
     """The server is not in the state that the request needs."""
 
     default_code = "FAILED_PRECONDITION"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailure:
+    """One version of a model that a server could not load."""
+
+    #: The address of the server.
+    target: str
+    model: str
+    version: int
+    #: Why, as ``"CODE_NAME: text"``.
+    reason: str
+
+    def __str__(self) -> str:
+        return f"version {self.version} of {self.model!r} at {self.target} failed to load: {self.reason}"
+
+
+class ModelLoadError(FailedPreconditionError):
+    """Versions that were waited for failed to load, so that waiting longer is no use.
+
+    Attributes:
+        failures: which and why, a `LoadFailure` each.
+    """
+
+    def __init__(self, failures: Sequence[LoadFailure]) -> None:
+        first = failures[0]
+        super().__init__(
+            "; ".join(map(str, failures)),
+            model=first.model if len({failure.model for failure in failures}) == 1 else None,
+            endpoint=first.target if len({failure.target for failure in failures}) == 1 else None,
+            method="GetModelStatus",
+        )
+        self.failures = tuple(failures)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.failures,)
 
 
 class SignatureNotFoundError(FailedPreconditionError, LookupError):

@@ -10,7 +10,7 @@ from aioserving._proto import message_class
 from aioserving.testing import CallableServable, StatusCode, StatusError
 from aioserving.testing.servable import CallableSignature
 
-__all__ = ["digits", "graded", "many_signatures"]
+__all__ = ["digits", "graded", "many_signatures", "versions"]
 
 
 def digits(version: int = 1, width: int = 784) -> CallableServable:
@@ -28,6 +28,11 @@ def digits(version: int = 1, width: int = 784) -> CallableServable:
         outputs={"scores": ("float32", (None,)), "version": ("int64", ())},
         inline=True,
     )
+
+
+def versions() -> dict[int, CallableServable]:
+    """Versions 1 and 2 of `digits`."""
+    return {1: digits(1), 2: digits(2)}
 
 
 def many_signatures() -> CallableServable:

@@ -9,6 +9,7 @@ import pickle
 import time
 import warnings
 from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -21,11 +22,13 @@ from aioserving import (
     AsyncClient,
     ClassifyResult,
     ClientClosedError,
+    ConfigWarning,
     DeadlineExceededError,
     DecodeError,
     EventLoopError,
     FailedPreconditionError,
     InvalidArgumentError,
+    InvalidConfigError,
     InvalidInputError,
     MessageTooLargeError,
     ModelConfig,
@@ -40,6 +43,7 @@ from aioserving import (
     VersionLabelNotFoundError,
     VersionNotFoundError,
     _proto,
+    write_config,
 )
 from aioserving.messages import (
     ClassificationRequest,
@@ -381,9 +385,9 @@ def test_reload_config() -> None:
     run(story())
 
 
-@pytest.mark.parametrize("wrong", ["model_config_list {}", {"name": "digits"}, 7, ModelConfig(name="x").pb])
+@pytest.mark.parametrize("wrong", [{"name": "digits"}, 7, ModelConfig(name="x").pb])
 def test_reload_config_refuses_what_is_no_list(wrong: Any) -> None:
-    """A single model's config, a text or a number is not a list of models."""
+    """A single model's config or a number is not a list of models."""
 
     async def story() -> None:
         async with served() as (server, client):
@@ -407,10 +411,15 @@ def test_reload_errors() -> None:
                     server.add_version(name, version, item)
             async with AsyncClient(server.target) as client:
                 good = ModelConfig(name="digits", base_path="/callable/digits")
-                with pytest.raises(InvalidArgumentError, match="multiple times"):
-                    await client.reload_config([good, good])
-                with pytest.raises(InvalidArgumentError, match="absolute path"):
-                    await client.reload_config([ModelConfig(name="x", base_path="relative")])
+                relative = ModelConfig(name="x", base_path="relative")
+                for wrong, own, servers in (
+                    ([good, good], "named twice", "multiple times"),
+                    ([relative], "must be absolute", "absolute path"),
+                ):
+                    with pytest.raises(InvalidConfigError, match=own):
+                        await client.reload_config(wrong)
+                    with pytest.raises(InvalidArgumentError, match=servers):
+                        await client.reload_config(wrong, check=False)
                 with pytest.raises(UnknownError, match="the file is cut"):
                     await client.reload_config(
                         [good, ModelConfig(name="broken", base_path="/callable/broken")]
@@ -436,6 +445,78 @@ def test_reload_goes_to_every_target() -> None:
             await client.reload_config([ModelConfig(name="digits", base_path="/callable/digits")])
             assert one.calls.methods["HandleReloadConfigRequest"] == 1
             assert two.calls.methods["HandleReloadConfigRequest"] == 1
+
+    run(story())
+
+
+def test_reload_from_a_text_and_a_path(tmp_path: Path) -> None:
+    """The content of a `--model_config_file`, or the file, is sent as it is; errors in it have lines."""
+
+    async def story() -> None:
+        async with served() as (server, client):
+            text = 'model_config_list { config { name: "digits" base_path: "/callable/digits" } }'
+            path = tmp_path / "models.config"
+            written = write_config(path, text)
+            for source in (text, path, str(path)):
+                result = await client.reload_config(source, wait=True)
+                assert result.config == written == client.config
+                assert [str(load) for load in result.loads] == [
+                    f"{server.target}: digits: version 1 AVAILABLE"
+                ]
+            with pytest.raises(DecodeError, match=r"line 1, column 30: .*nmae.*did you mean 'name'"):
+                await client.reload_config(text.replace("name:", "nmae:"))
+            with pytest.raises(InvalidConfigError, match="line 1, column 45: model 'digits'"):
+                await client.reload_config(text.replace("/callable", "callable"))
+            with pytest.raises(FileNotFoundError):
+                await client.reload_config(tmp_path / "missing.config")
+            assert server.calls.methods["HandleReloadConfigRequest"] == 3
+
+    run(story())
+
+
+def test_models_are_added_and_removed() -> None:
+    """One change at a time to the config that was applied last; nothing else is lost."""
+
+    async def story() -> None:
+        async with served() as (_, client):
+            with pytest.raises(ValueError, match="give it as config="):
+                await client.add_models(ModelConfig(name="many", base_path="/callable/many"))
+            assert client.config is None
+            await client.reload_config([ModelConfig(name="digits", base_path="/callable/digits")])
+            added = await client.add_models({"name": "many", "base_path": "/callable/many"})
+            assert [model.name for model in added.config.model_config_list] == ["digits", "many"]
+            assert [load.status.model for load in added.loads] == ["many"]
+            assert (await client.predict("many", {"a": [1], "b": [2]}))["sum"] == 3
+            with pytest.raises(ValueError, match="did you mean 'many'"):
+                await client.remove_models("mani")
+            result = await client.remove_models(["digits"])
+            assert [model.name for model in result.config.model_config_list] == ["many"]
+            assert client.config == result.config
+            # Added again at once, while it is still being unloaded.
+            result = await client.add_models([ModelConfig(name="digits", base_path="/callable/digits")])
+            assert [model.name for model in result.config.model_config_list] == ["many", "digits"]
+            assert (await client.predict("digits", IMAGES))["version"] == 1
+            given = [ModelConfig(name="digits", base_path="/callable/digits")]
+            result = await client.add_models(
+                [ModelConfig(name="many", base_path="/callable/many")], config=given, wait=False
+            )
+            assert [model.name for model in result.config.model_config_list] == ["digits", "many"]
+            assert result.loads == ()
+
+    run(story())
+
+
+def test_what_a_reload_waits_for_without_end_is_told(tmp_path: Path) -> None:
+    """A folder without versions: a warning before, and the reason in the error after."""
+
+    async def story() -> None:
+        async with served() as (_, client):
+            models = [ModelConfig(name="nothing", base_path=tmp_path)]
+            with (
+                pytest.warns(ConfigWarning, match="no version in it"),
+                pytest.raises(DeadlineExceededError, match="no version of 'nothing' under"),
+            ):
+                await client.reload_config(models, timeout=3.5)
 
     run(story())
 

@@ -9,6 +9,14 @@ import pytest
 
 from aioserving import errors
 
+ERRORS = [name for name in errors.__all__ if name.endswith("Error")]
+
+#: What errors are made from that are not made from a text.
+LISTED = {
+    "InvalidConfigError": [errors.ConfigProblem("why", model="digits", line=3, column=1)],
+    "ModelLoadError": [errors.LoadFailure("e:1", "digits", 1, "why")],
+}
+
 
 def drawn_tree() -> dict[str, str]:
     """Child -> parent, read from the drawing in the module's docstring."""
@@ -30,20 +38,23 @@ def test_the_drawing_is_the_tree() -> None:
     drawn = drawn_tree()
     actual = {
         kind.__name__: kind.__bases__[0].__name__
-        for kind in (getattr(errors, name) for name in errors.__all__)
+        for kind in (getattr(errors, name) for name in ERRORS)
         if kind is not errors.ServingError
     }
     assert drawn == actual
 
 
-@pytest.mark.parametrize("name", sorted(set(errors.__all__) - {"ServingError"}))
+@pytest.mark.parametrize("name", sorted(set(ERRORS) - {"ServingError"}))
 def test_every_error_is_a_serving_error_and_pickles(name: str) -> None:
     """One `except ServingError` catches all, and errors cross processes whole."""
     kind = getattr(errors, name)
     assert issubclass(kind, errors.ServingError)
-    again = pickle.loads(pickle.dumps(kind("why")))
+    error = kind(LISTED.get(name, "why"))
+    again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
-    assert str(again) == "why"
+    assert str(again) == str(error)
+    assert str(again).endswith("why")
+    assert vars(again) == vars(error)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +73,17 @@ def test_every_error_is_a_serving_error_and_pickles(name: str) -> None:
 def test_errors_are_what_python_calls_them(kind: type[Exception], builtin: type[Exception]) -> None:
     """Code that knows only the built-in classes catches them too."""
     assert issubclass(kind, builtin)
+
+
+def test_errors_that_list_what_is_wrong() -> None:
+    """The facts are there as data, and all of them in the text."""
+    where = [errors.LoadFailure("e:1", "a", 1, "X"), errors.LoadFailure("e:1", "b", 2, "Y")]
+    error = errors.ModelLoadError(where)
+    assert (error.model, error.endpoint, error.failures) == (None, "e:1", tuple(where))
+    assert "version 1 of 'a' at e:1 failed to load: X; version 2 of 'b'" in str(error)
+    problem = errors.ConfigProblem("is wrong", model="a", line=3, column=4)
+    assert str(problem) == "line 3, column 4: model 'a': is wrong"
+    assert str(errors.ConfigProblem("is wrong")) == "is wrong"
 
 
 def test_the_text_tells_the_call() -> None:

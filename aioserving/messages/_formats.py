@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     V = TypeVar("V", bound=View)
 
-__all__ = ["from_json", "from_text", "to_json", "to_text"]
+__all__ = ["from_json", "from_text", "is_file_name", "to_json", "to_text"]
 
 
 def to_text(view: View, path: str | os.PathLike[str] | None) -> str:
@@ -33,7 +33,7 @@ def from_text(view_class: type[V], source: str | os.PathLike[str]) -> V:
     from google.protobuf import text_format
 
     name = "text"
-    if isinstance(source, os.PathLike) or _is_file_name(source):
+    if isinstance(source, os.PathLike) or is_file_name(source):
         name, text = os.fspath(source), _read(source)
     else:
         text = source
@@ -91,7 +91,7 @@ def _new(view_class: type[View]) -> Any:
     return (view_class._message_class or view_class._bind())()
 
 
-def _is_file_name(source: str) -> bool:
+def is_file_name(source: str) -> bool:
     """Whether a string has nothing that the text of a message must have; nor is it empty or a comment."""
     text = source.strip()
     return bool(text) and not text.startswith("#") and not any(sign in text for sign in ":{<\n")

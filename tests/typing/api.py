@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from aioserving import (
     Model,
     ModelConfig,
     ModelMetadata,
+    ModelServerConfig,
     ModelStatus,
     MultiInferenceResult,
     PoolOptions,
     PredictRequest,
     PredictResult,
     RegressResult,
+    ReloadResult,
     State,
     TensorSpec,
     VersionStatus,
@@ -61,7 +64,15 @@ async def asynchronous(images: NDArray[np.float32]) -> None:
         assert_type(status[0].state, State)
         assert_type(status[0].error, str | None)
         assert_type(await client.wait_until_available("digits", version=2), VersionStatus)
-        await client.reload_config([ModelConfig(name="m", base_path="/m"), {"name": "n"}])
+        reloaded = await client.reload_config(
+            [ModelConfig(name="m", base_path="/m"), {"name": "n"}], wait=True
+        )
+        assert_type(reloaded, ReloadResult)
+        await client.reload_config(Path("models.config"))
+        await client.add_models({"name": "n"})
+        await client.add_models([ModelConfig(name="m")])
+        await client.set_labels("m", {"stable": 2, "old": None})
+        assert_type(client.config, ModelServerConfig | None)
         model = client.model("digits", version_label="stable")
         assert_type(model, Model)
         assert_type(await model.predict(images), PredictResult)
