@@ -75,6 +75,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     versions.mkdir()
     for name in FOLDERS:
         os.symlink(folder / "tf1" / str(VERSION), versions / name)
+    (folder / "renamed").mkdir()
+    for version in (1, 2, 3):
+        os.symlink(folder / "tf1" / str(VERSION), folder / "renamed" / str(version))
     return folder
 
 
@@ -89,6 +92,7 @@ def config(models: Path) -> list[str]:
     return [
         *(entry(name, models / name) for name in MODELS),
         *(entry(name, models / "versions", policy) for name, (policy, _) in POLICIES.items()),
+        entry("renamed", models / "renamed", "all { }"),
     ]
 
 
@@ -106,6 +110,7 @@ def process(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with ServerProcess(
         model_config_file=str(config_file),
         model_config_file_poll_wait_seconds=1,
+        file_system_poll_wait_seconds=0.1,
         rest_port=0,
         grpc_socket_path=str(socket),
         testing_manage_state_interval_ms=10,
@@ -514,3 +519,15 @@ def test_version_names_and_policies(client: Client, model: str) -> None:
     for version in expected:
         assert client.predict(model, {"x": [[2.0]]}, version=version).model_spec.version == version
     assert client.predict(model, {"x": [[2.0]]}).model_spec.version == max(expected)
+
+
+def test_renamed_version_folders(client: Client, models: Path) -> None:
+    """A version whose folder is renamed or removed is not served any more; the others are."""
+    eventually(lambda: [item.version for item in client.get_model_status("renamed").available] == [3, 2, 1])
+    (models / "renamed" / "2").rename(models / "renamed" / "2.denied")
+    (models / "renamed" / "3").unlink()
+    eventually(lambda: [item.version for item in client.get_model_status("renamed").available] == [1])
+    for version in (2, 3):
+        with pytest.raises(ModelNotFoundError, match=rf"Specific\(renamed, {version}\)"):
+            client.predict("renamed", {"x": [[2.0]]}, version=version)
+    assert client.predict("renamed", {"x": [[2.0]]}).model_spec.version == 1
