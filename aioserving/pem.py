@@ -50,9 +50,9 @@ class Block:
 
 def is_path(given: PEM) -> bool:
     """Whether `given` names a file: a `pathlib.Path`, or a string or bytes without a PEM block in it."""
-    if isinstance(given, bytes):
-        return False
-    return not isinstance(given, str) or (_BEGIN not in given and "\n" not in given.strip())
+    if isinstance(given, str):
+        return _BEGIN not in given and "\n" not in given.strip()
+    return isinstance(given, os.PathLike)
 
 
 def source(given: PEM) -> str:
