@@ -1,12 +1,17 @@
 """`tf.Example`s for Classify, Regress and MultiInference, made from Python values, arrays and tables.
 
 Written straight into protobuf's wire format, a whole column at a time: a `Feature` object for every value
-of a thousand rows costs more than the call that sends them. Which features a model needs is not known
-here, nor to any client (they are inside the model's graph); sending is left to `client`.
+of a thousand rows costs more than the call that sends them. Nothing is guessed: what no feature holds,
+what is missing, and a column of two types are refused, with the feature and the example that have it.
+
+Which features a model needs is not known here, nor to any client: a signature says only that it takes
+serialized Examples, and what it looks for in them is inside its graph. A required feature that is missing
+is for the server to refuse. Framing is left to `wire`, sending to `client`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
@@ -74,9 +79,15 @@ _WIDE = 256
 def serialize_examples(examples: Examples) -> list[bytes]:
     """`examples` as serialized `tf.Example`s, for inputs of Predict that take them as strings.
 
-    Numbers become what their type says: ``int`` and ``bool`` (and such arrays) an ``int64_list``,
-    ``float`` a ``float_list`` (of float32), ``str`` (as UTF-8) and ``bytes`` a ``bytes_list``. A value of
-    several dimensions is flattened row by row.
+    Values become what their type says: ``int`` and ``bool`` (and arrays of integers or bools of any width)
+    an ``int64_list``, ``float`` (and arrays of any floats, bfloat16 too) a ``float_list``, which is of
+    float32, ``str`` (as UTF-8) and ``bytes`` a ``bytes_list``. A value of several dimensions is flattened
+    in C order; one without values is an empty list if its dtype says of what, else a feature without kind.
+    Ints are not made floats, nor floats ints: a model that parses one kind refuses the other.
+
+    What is missing is refused: None, a masked value, pandas' NA, pyarrow's null. NaN in an array of floats
+    is a value like others, for pandas' columns of dtype float64 too; in a column of text it is refused.
+    Dates and times have to be made numbers or text before.
 
     Args:
         examples: one of
@@ -86,12 +97,18 @@ def serialize_examples(examples: Examples) -> list[bytes]:
             - a dict in which some value is no list or array: one example (``{"age": 31, "tags": ["a"]}``);
             - a list of such dicts, each of one example, which may leave features out; here a list is
               always one example's list (``[{"tags": ["a", "b"]}]``);
-            - a pandas DataFrame or pyarrow Table;
+            - a pandas DataFrame, whose index is left out, or a pyarrow Table or RecordBatch; columns may
+              be categorical or dictionary-encoded, nullable, chunked, or of lists. Their columns can also
+              stand in a dict of columns;
             - a `tf.Example` message, or a view of one, or one that is serialized; or a list of them.
 
+    Returns:
+        One serialized Example for each row, in their order; none for no rows.
+
     Raises:
-        InvalidInputError: a feature has None or another unsupported value, mixes types, is ragged or out
-            of range, or columns differ in length; the message names feature and example.
+        InvalidInputError: a feature is missing, has None or another unsupported value, mixes types, is
+            ragged within one example, or is out of the range of int64 or float32, or columns differ in
+            length; the message names the feature and the example by its position.
     """
     kind = _message_kind(examples)
     if kind == _EXAMPLE:
@@ -107,16 +124,21 @@ def serialize_examples(examples: Examples) -> list[bytes]:
 def encode_input(
     examples: Examples, context: Context | None = None, *, check: bool = True
 ) -> tuple[bytes, int]:
-    """A serialized `Input` message with `examples`, and how many they are.
+    """`examples` as what requests of Classify, Regress and MultiInference carry.
 
     Args:
         examples: as for `serialize_examples`; or an `Input` message or view.
-        context: features that examples have unless they have one of that name themselves.
+        context: features that examples have unless they have one of that name themselves; lists in a dict
+            are the lists of its features.
         check: False takes bytes for a serialized Example without looking at them, and no examples at all
             for what is wanted.
 
+    Returns:
+        A serialized `Input` message, and the number of examples in it.
+
     Raises:
-        InvalidInputError: as `serialize_examples`; and when there are no examples.
+        InvalidInputError: as `serialize_examples`; also when there are no examples, and for a context
+            beside an `Input`, which has its own.
     """
     if _message_kind(examples) == _INPUT:
         return _ready_input(examples, context, check)
@@ -204,9 +226,9 @@ def _encode(examples: Any, check: bool) -> tuple[_Block | list[bytes], int]:
             return _encode_columns(examples)
         return _encode_rows([examples], _only_place), 1
     if hasattr(examples, "column_names"):  # pyarrow
-        return _encode_columns(_arrow_columns(examples))
+        return _encode_columns(_table_columns(examples, list(examples.column_names)))
     if hasattr(examples, "columns"):  # pandas
-        return _encode_columns(_pandas_columns(examples))
+        return _encode_columns(_table_columns(examples, list(examples.columns)))
     if isinstance(examples, str) or not isinstance(examples, Iterable):
         raise InvalidInputError(
             "examples must be dicts of features, a dict of columns, a DataFrame or Table, or tf.Examples; "
@@ -229,7 +251,7 @@ def _encode(examples: Any, check: bool) -> tuple[_Block | list[bytes], int]:
             continue
         if not isinstance(row, (bytes, bytearray, memoryview)) and _message_kind(row) is None:
             raise InvalidInputError(
-                f"example {index} is a {type(row).__name__}: "
+                f"example {index} is {_what(row)}: "
                 "an example is a dict of features, a tf.Example or its bytes"
             )
         encoded[index] = _serialized(row, f"example {index}", check)
@@ -242,36 +264,28 @@ def _is_column(value: Any) -> bool:
     if isinstance(value, (str, bytes, bytearray)):
         return False
     shape = getattr(value, "shape", None)
-    return bool(shape) if shape is not None else isinstance(value, Sequence)
+    return bool(shape) if shape is not None else isinstance(value, Sequence) or _is_arrow(value)
 
 
-def _pandas_columns(frame: Any) -> dict[str, Any]:
-    names = list(frame.columns)
+def _is_arrow(value: Any) -> bool:
+    """Whether it is a pyarrow Array or ChunkedArray."""
+    return hasattr(value, "null_count") and hasattr(value, "to_pylist")
+
+
+def _what(value: Any) -> str:
+    """What kind of thing `value` is, for messages."""
+    if value is None:
+        return "None"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"  # which pandas puts for what is missing of a column of any type
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _table_columns(table: Any, names: list[Any]) -> dict[Any, Any]:
     if len(set(names)) < len(names):
         raise InvalidInputError("two columns of the table have the same name")
-    columns = {}
-    for name in names:
-        column = frame[name]
-        if not isinstance(column.dtype, np.dtype):
-            missing = column.isna().to_numpy()
-            if missing.any():  # to_numpy might make NaN of them, and floats of integers
-                raise InvalidInputError(f"feature {name!r} of {_row_place(int(missing.argmax()))} is missing")
-        columns[name] = column.to_numpy()
-    return columns
-
-
-def _arrow_columns(table: Any) -> dict[str, Any]:
-    names = list(table.column_names)
-    if len(set(names)) < len(names):
-        raise InvalidInputError("two columns of the table have the same name")
-    columns = {}
-    for name in names:
-        column = table.column(name)
-        if column.null_count:  # to_numpy would make NaN of them, and floats of integers
-            row = column.is_null().to_pylist().index(True)
-            raise InvalidInputError(f"feature {name!r} of {_row_place(row)} is null")
-        columns[name] = column.to_numpy()
-    return columns
+    return {name: table[name] for name in names}
 
 
 def _row_place(row: int) -> str:
@@ -298,6 +312,14 @@ class _Place(NamedTuple):
 
     def error(self, row: int, what: str) -> InvalidInputError:
         return InvalidInputError(f"feature {self.feature!r} of {self.example(row)} {what}")
+
+    def refused(self, row: int, what: str) -> InvalidInputError:
+        """The error for what is of another kind than any feature."""
+        return self.error(row, f"{what}: features hold int, float, bool, str or bytes")
+
+    def missing(self, row: int, what: str) -> InvalidInputError:
+        """The error for a value that is not there; `what` says how its library calls that."""
+        return self.error(row, f"{what}: fill it, or give a list of dicts, which may leave features out")
 
 
 class _Column(NamedTuple):
@@ -345,6 +367,7 @@ def _encode_rows(rows: Sequence[Mapping[Any, Any]], place: Any) -> list[bytes]:
 
 
 def _read_column(column: Any, place: _Place) -> _Column:
+    column = _plain(column, place, lambda index: index)
     if not hasattr(column, "dtype"):
         return _read_list(list(column), place)
     array = np.asarray(column)
@@ -355,6 +378,66 @@ def _read_column(column: Any, place: _Place) -> _Column:
     return _Column(kind, values, width)
 
 
+def _plain(values: Any, place: _Place, row_of: Callable[[int], int]) -> Any:
+    """The arrays of numpy's masks, pandas and pyarrow as plain ones, or lists; everything else as it is.
+
+    All of them would give something that is not what they hold for a missing value: what is under the
+    mask, or NaN, and floats in place of the integers beside it.
+    """
+    if type(values) is np.ndarray:
+        return values
+    if isinstance(values, np.ndarray):
+        mask = np.asarray(getattr(values, "mask", False))
+        if mask.any():
+            row = row_of(int(mask.reshape(len(values), -1).any(axis=1).argmax()) if values.ndim else 0)
+            raise place.missing(row, "is or holds a masked value")
+        return np.asarray(values)
+    if _is_arrow(values):
+        return _plain_arrow(values, place, row_of)
+    dtype = getattr(values, "dtype", None)
+    if dtype is None or isinstance(dtype, np.dtype):
+        return values
+    if not hasattr(values, "isna"):
+        # polars and others that do as it does: they convert themselves, except for what is missing.
+        if callable(getattr(values, "null_count", None)) and values.null_count():
+            raise place.missing(row_of(int(np.asarray(values.is_null()).argmax())), "is null")
+        return values
+    missing = np.asarray(values.isna())
+    if missing.any():
+        raise place.missing(row_of(int(missing.argmax())), "is missing")
+    if hasattr(dtype, "pyarrow_dtype"):
+        return _plain_arrow(getattr(values, "array", values).__arrow_array__(), place, row_of)
+    return values.to_numpy()
+
+
+def _plain_arrow(column: Any, place: _Place, row_of: Callable[[int], int]) -> Any:
+    if column.null_count:
+        raise place.missing(row_of(column.is_null().to_pylist().index(True)), "is null")
+    parts = column.chunks if hasattr(column, "chunks") else [column]
+    if all(map(_is_plain_arrow, parts)):
+        width = getattr(column.type, "list_size", 0)
+        if width and parts:
+            flat = [part.flatten().to_numpy(zero_copy_only=False) for part in parts]
+            return np.concatenate(flat).reshape(len(column), -1)
+        return column.to_numpy() if hasattr(column, "chunks") else column.to_numpy(zero_copy_only=False)
+    values = column.to_pylist()
+    for index, value in enumerate(values):
+        if _holds_none(value):
+            raise place.missing(row_of(index), "is or holds a null")
+    return values
+
+
+def _is_plain_arrow(part: Any) -> bool:
+    """Whether a pyarrow Array is of values, or lists of them, among which there is no null."""
+    if part.null_count or hasattr(part, "dictionary") or hasattr(part, "run_ends"):
+        return False
+    return not hasattr(part.type, "value_type") or _is_plain_arrow(part.flatten())
+
+
+def _holds_none(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and any(map(_holds_none, value)))
+
+
 def _read_list(values: list[Any], place: _Place) -> _Column:
     """A column from one value, or list of values, for each row."""
     types = set(map(type, values))
@@ -362,7 +445,7 @@ def _read_list(values: list[Any], place: _Place) -> _Column:
         (kind,) = types
         if kind in _KIND_OF_TYPE:
             return _Column(_KIND_OF_TYPE[kind], _read_scalars(kind, values, place, range(len(values))), 1)
-        if issubclass(kind, np.ndarray) and len({value.dtype for value in values}) == 1:
+        if kind is np.ndarray and len({value.dtype for value in values}) == 1:
             dtype = values[0].dtype
             if dtype.kind not in "OUST":
                 sizes = [value.size for value in values]
@@ -407,14 +490,15 @@ class _RowOf(Sequence[int]):
 
 def _flatten(value: Any, place: _Place, row: int) -> list[Any]:
     """One row's value as a flat list of Python's own scalars."""
+    value = _plain(value, place, lambda _: row)
     if hasattr(value, "dtype"):
         array = np.asarray(value)
         if array.dtype.kind in "OUST":
             value = array.tolist()
-        elif array.dtype.kind in "fiub" or _is_small_float(array.dtype):
-            return (array if array.dtype.kind in "fiub" else array.astype(np.float32)).ravel().tolist()  # type: ignore[no-any-return]
+        elif array.dtype.kind in "iub" or array.dtype in (np.float32, np.float64):
+            return array.ravel().tolist()  # type: ignore[no-any-return]
         else:
-            raise place.error(row, f"is of dtype {array.dtype}, which no feature holds")
+            return _read_numbers(array, place, lambda _: row)[1].tolist()  # type: ignore[no-any-return]
     if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, (list, tuple, range)):
         return [value]
     items = list(value)
@@ -443,15 +527,14 @@ def _check_types(values: list[Any], place: _Place, row_of: Sequence[int]) -> Non
         kind = _KIND_OF_TYPE.get(type(value)) or _kind_by_base(type(value))
         row = row_of[index]
         if kind == _NOTHING:
-            what = "None" if value is None else f"a {type(value).__name__}"
-            raise place.error(row, f"is or holds {what}: features hold int, float, bool, str or bytes")
+            raise place.refused(row, f"is or holds {_what(value)}")
         if first is None:
             first, first_kind = type(value), kind
         elif kind != first_kind or (isinstance(value, bool) is not issubclass(first, bool)):
             raise place.error(
                 row,
-                f"is or holds a {type(value).__name__}, but {place.example(row_of[0])} begins with a "
-                f"{first.__name__}: all values of a feature must have one type",
+                f"is or holds {_what(value)}, but {place.example(row_of[0])} begins with {_what(values[0])}: "
+                "all values of a feature must have one type",
             )
 
 
@@ -484,7 +567,7 @@ def _read_numbers(array: Array, place: _Place, row_of: Any) -> tuple[int, Array]
     if kind == _NOTHING and _is_small_float(array.dtype):
         kind = _FLOATS
     if kind == _NOTHING:
-        raise place.error(0, f"is of dtype {array.dtype}, which no feature holds")
+        raise place.refused(row_of(0) if array.size else 0, f"is of dtype {array.dtype}")
     flat = array.ravel()
     if kind == _FLOATS:
         with np.errstate(over="ignore"):
@@ -493,7 +576,7 @@ def _read_numbers(array: Array, place: _Place, row_of: Any) -> tuple[int, Array]
             lost = np.isinf(floats) & np.isfinite(flat)
             if lost.any():
                 index = int(lost.argmax())
-                raise place.error(row_of(index), f"is out of float32's range: {flat[index]}")
+                raise place.error(row_of(index), f"is out of float32's range: {flat[index]!s}")
         return kind, floats
     if flat.dtype.kind == "u" and flat.dtype.itemsize == 8 and flat.size:
         index = int(flat.argmax())

@@ -293,7 +293,7 @@ def test_subclasses_of_pythons_types() -> None:
     [
         (
             [{"x": 1.0}, {"x": 2}],
-            "feature 'x' of example 1 is or holds a int, but example 0 begins with a float",
+            "feature 'x' of example 1 is or holds an int, but example 0 begins with a float",
         ),
         ({"x": [1.0, 2.0, "3"]}, "feature 'x' of example 2 is or holds a str"),
         ([{"x": [1, 2.5]}], "feature 'x' of example 0 is or holds a float"),
@@ -325,7 +325,7 @@ def test_subclasses_of_pythons_types() -> None:
         ("text", "got str"),
         (3, "got int"),
         (None, "got NoneType"),
-        ([3], "example 0 is a int"),
+        ([3], "example 0 is an int"),
         ([{"x": 1}, "text"], "example 1 is a str"),
         (b"\x0a\xff", "these 2 bytes are no serialized tf.Example"),
         ([{}, b"\x0a\xff"], "example 1: these 2 bytes"),
@@ -385,6 +385,151 @@ def test_a_pandas_data_frame() -> None:
         encode_input(frame[:0])
 
 
+PANDAS_COLUMNS: dict[str, tuple[Any, Any, list[Any]]] = {
+    # what pandas.array makes a column of, dtype, what features hold
+    "nullable integers": ([1, 2], "Int64", [1, 2]),
+    "narrow nullable integers": ([1, 200], "UInt8", [1, 200]),
+    "nullable floats": ([1.5, 2.0], "Float64", [1.5, 2.0]),
+    "nullable bools": ([True, False], "boolean", [1, 0]),
+    "strings": (["a", "Zoë"], "string", [b"a", "Zoë".encode()]),
+    "strings in pyarrow": (["a", "b"], "string[pyarrow]", [b"a", b"b"]),
+    "integers in pyarrow": ([1, 2], "int32[pyarrow]", [1, 2]),
+    "categories of text": (["b", "a"], "category", [b"b", b"a"]),
+    "categories of integers": ([7, 3], "category", [7, 3]),
+    "objects": (["a", b"b"], object, [b"a", b"b"]),
+    "sparse integers": ([0, 5], "Sparse[int64]", [0, 5]),
+}
+
+
+@pytest.mark.parametrize(("values", "dtype", "expected"), PANDAS_COLUMNS.values(), ids=PANDAS_COLUMNS.keys())
+def test_pandas_columns_of_any_dtype(values: list[Any], dtype: Any, expected: list[Any]) -> None:
+    """A column gives its values, whatever pandas keeps them in, in a frame, as a Series or as an array."""
+    pandas = pytest.importorskip("pandas", reason="needs pandas, which is optional")
+    if "pyarrow" in str(dtype):
+        pytest.importorskip("pyarrow", reason="these columns need pyarrow, which is optional")
+    column = pandas.Series(values, dtype=dtype, index=[7, 3])
+    for examples in (pandas.DataFrame({"x": column}), {"x": column}, {"x": column.array}):
+        assert [row["x"][1] for row in all_features(examples)] == [[value] for value in expected]
+    for value, one in zip(column, expected, strict=True):
+        assert all_features([{"x": value}])[0]["x"][1] == [one]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([1, None], "Int64"),
+        ([1.5, None], "Float32"),
+        ([True, None], "boolean"),
+        (["a", None], "string"),
+        (["a", None], "category"),
+        ([1, None], "category"),
+        ([1, None], "int64[pyarrow]"),
+        (["a", None], "str"),
+    ],
+)
+def test_what_is_missing_in_pandas_is_refused(values: list[Any], dtype: str) -> None:
+    """NA is not made a NaN, nor the integers beside it floats, wherever the column stands."""
+    pandas = pytest.importorskip("pandas", reason="needs pandas, which is optional")
+    if "pyarrow" in dtype:
+        pytest.importorskip("pyarrow", reason="these columns need pyarrow, which is optional")
+    if dtype == "str" and int(pandas.__version__.partition(".")[0]) < 3:
+        pytest.skip("pandas before 3 makes the text 'None' of None in a column of str")
+    column = pandas.Series(values, dtype=dtype)
+    told = "feature 'x' of example 1 is missing: fill it, or give a list of dicts"
+    for examples in (pandas.DataFrame({"x": column}), {"x": column}, {"x": column.array}):
+        with pytest.raises(InvalidInputError, match=told):
+            encode_input(examples)
+    with pytest.raises(InvalidInputError, match="feature 'x' of example 2 is missing"):
+        encode_input([{}, {}, {"x": column}])
+
+
+def test_what_no_feature_holds_in_pandas() -> None:
+    """Dates, NaN among text, and names that are no str are refused; NaN among floats is a float."""
+    pandas = pytest.importorskip("pandas", reason="needs pandas, which is optional")
+    dates = pandas.to_datetime(["2020-01-01", "2020-01-02"])
+    expected = "features hold int, float, bool, str or bytes"
+    for column, told in [
+        (dates, "is of dtype datetime64"),
+        (dates.tz_localize("UTC"), "is or holds a Timestamp"),
+        (dates - dates[0], "is of dtype timedelta64"),
+        (dates.to_period("D"), "is or holds a Period"),
+        (pandas.interval_range(0, 2), "is or holds an Interval"),
+        (pandas.Series([pandas.NaT] * 2, dtype=object), "is or holds a NaTType"),
+        (pandas.Series([pandas.NA] * 2, dtype=object), "is or holds a NAType"),
+    ]:
+        with pytest.raises(InvalidInputError, match=f"feature 'x' of example 0 {told}.*: {expected}"):
+            encode_input(pandas.DataFrame({"x": column}))
+    with pytest.raises(InvalidInputError, match="example 1 is or holds NaN, but example 0 begins with a str"):
+        encode_input(pandas.DataFrame({"x": pandas.Series(["a", float("nan")], dtype=object)}))
+    with pytest.raises(InvalidInputError, match="names of features are str, got 0"):
+        encode_input(pandas.DataFrame([[1, 2]]))
+    with pytest.raises(InvalidInputError, match="example 0 is a Series: an example is a dict"):
+        encode_input([pandas.Series({"x": 1})])
+    (kind, (value,)) = all_features(pandas.DataFrame({"x": [float("nan")]}))[0]["x"]
+    assert kind == "float_list"
+    assert np.isnan(value)
+
+
+def test_a_polars_data_frame() -> None:
+    """It can be read like pandas' own; its nulls are refused."""
+    polars = pytest.importorskip("polars", reason="needs polars, which is optional")
+    frame = polars.DataFrame({"x": [1, 2], "y": ["a", "b"], "z": [[1.5], [2.5, 3.5]]})
+    assert all_features(frame) == [
+        {"x": ("int64_list", [1]), "y": ("bytes_list", [b"a"]), "z": ("float_list", [1.5])},
+        {"x": ("int64_list", [2]), "y": ("bytes_list", [b"b"]), "z": ("float_list", [2.5, 3.5])},
+    ]
+    for values in ([1, None], ["a", None], [[1], None]):
+        with pytest.raises(InvalidInputError, match="feature 'x' of example 1 is null"):
+            encode_input(polars.DataFrame({"x": values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "mask", "row"),
+    [
+        ([1, 2], [False, True], 1),
+        ([1.5, 2.5], [True, False], 0),
+        (["a", "b"], [False, True], 1),
+        ([[1, 2], [3, 4]], [[False, False], [False, True]], 1),
+    ],
+)
+def test_masked_values_are_refused(values: list[Any], mask: list[Any], row: int) -> None:
+    """What is under numpy's mask is not sent; a mask that hides nothing does not matter."""
+    masked = np.ma.array(values, mask=mask)  # type: ignore[no-untyped-call]
+    with pytest.raises(InvalidInputError, match=f"feature 'x' of example {row} is or holds a masked value"):
+        encode_input({"x": masked})
+    with pytest.raises(InvalidInputError, match="feature 'x' of example 1 is or holds a masked value"):
+        encode_input([{}, {"x": masked}])
+    with pytest.raises(InvalidInputError, match="feature 'x' of example 1 is or holds a masked value"):
+        encode_input([{"x": masked.data}, {"x": masked}])
+    unmasked = np.ma.array(values)  # type: ignore[no-untyped-call]
+    assert all_features({"x": unmasked}) == all_features({"x": values})
+
+
+def test_numpy_scalars_are_numbers_of_their_kind() -> None:
+    """Scalars of any width count as int, float, bool, str or bytes, alone and in lists."""
+    for value, expected in [
+        (np.int8(-1), ("int64_list", [-1])),
+        (np.uint64(2**63 - 1), ("int64_list", [2**63 - 1])),
+        (np.bool_(True), ("int64_list", [1])),
+        (np.float16(1.5), ("float_list", [1.5])),
+        (np.float64(1.5), ("float_list", [1.5])),
+        (np.longdouble(1.5), ("float_list", [1.5])),
+        (np.str_("ä"), ("bytes_list", ["ä".encode()])),
+        (np.bytes_(b"a"), ("bytes_list", [b"a"])),
+    ]:
+        assert all_features([{"x": value}]) == [{"x": expected}]
+        assert all_features([{"x": [value, value]}]) == [{"x": (expected[0], expected[1] * 2)}]
+    assert all_features([{"x": [np.int8(1), 2, np.int64(3)]}]) == [{"x": ("int64_list", [1, 2, 3])}]
+    for values, told in [
+        ([np.bool_(True), 1], "holds an int, but the example begins with a bool"),
+        ([np.int8(1), np.float32(2)], "holds a float, but the example begins with an int"),
+        ([np.uint64(2**63)], "is out of int64's range: 9223372036854775808"),
+        ([np.float64(1e39)], "is out of float32's range"),
+    ]:
+        with pytest.raises(InvalidInputError, match=f"feature 'x' of the example .*{told}"):
+            encode_input({"x": values, "y": 1})
+
+
 def test_a_pyarrow_table() -> None:
     """Lists may differ in length; a null is refused, not made a NaN."""
     pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow, which is optional")
@@ -405,3 +550,88 @@ def test_a_pyarrow_table() -> None:
     ]
     with pytest.raises(InvalidInputError, match="feature 'x' of example 1 is null"):
         encode_input(pyarrow.table({"x": [1, None]}))
+
+
+def arrow_columns() -> dict[str, tuple[Any, list[list[Any]]]]:
+    """Columns of pyarrow, and the values of the feature in each example."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow, which is optional")
+    text = pyarrow.array(["a", "b"])
+    pairs = pyarrow.list_(pyarrow.int32(), 2)
+    return {
+        "chunked": (pyarrow.chunked_array([[1], [2, 3]]), [[1], [2], [3]]),
+        "dictionary": (text.dictionary_encode(), [[b"a"], [b"b"]]),
+        "dictionary in chunks": (
+            pyarrow.chunked_array([text.dictionary_encode(), text[1:].dictionary_encode()]),
+            [[b"a"], [b"b"], [b"b"]],
+        ),
+        "run ends": (
+            pyarrow.RunEndEncodedArray.from_arrays(pyarrow.array([2, 3], pyarrow.int32()), [5, 6]),
+            [[5], [5], [6]],
+        ),
+        "large text": (pyarrow.array(["a"], pyarrow.large_string()), [[b"a"]]),
+        "binary": (pyarrow.array([b"\0a"]), [[b"\0a"]]),
+        "half floats": (pyarrow.array(np.array([1.5], np.float16)), [[1.5]]),
+        "bools": (pyarrow.array([True, False]), [[1], [0]]),
+        "lists": (pyarrow.array([[1], [], [2, 3]]), [[1], [], [2, 3]]),
+        "lists of text": (pyarrow.array([["a"], ["b", "c"]]), [[b"a"], [b"b", b"c"]]),
+        "slice of lists": (pyarrow.array([[None], [1], [2, 3]])[1:], [[1], [2, 3]]),
+        "lists of dictionaries": (
+            pyarrow.array(
+                [["a"], ["b"]], pyarrow.list_(pyarrow.dictionary(pyarrow.int8(), pyarrow.string()))
+            ),
+            [[b"a"], [b"b"]],
+        ),
+        "pairs": (pyarrow.array([[1, 2], [3, 4]], pairs), [[1, 2], [3, 4]]),
+        "slice of pairs": (pyarrow.array([[1, 2], [3, 4], [5, 6]], pairs)[1:], [[3, 4], [5, 6]]),
+        "pairs in chunks": (
+            pyarrow.chunked_array([pyarrow.array([[1, 2]], pairs), pyarrow.array([[300, 4]], pairs)]),
+            [[1, 2], [300, 4]],
+        ),
+        "lists of lists": (pyarrow.array([[[1, 2], [3, 4]], [[5]]]), [[1, 2, 3, 4], [5]]),
+    }
+
+
+def test_pyarrow_columns_of_any_type() -> None:
+    """A column gives its values, whatever its layout, in a table, a batch, and in a dict of columns."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow, which is optional")
+    for name, (column, expected) in arrow_columns().items():
+        for examples in (pyarrow.table({"x": column}), {"x": column}):
+            assert [row["x"][1] for row in all_features(examples)] == expected, name
+        if not isinstance(column, pyarrow.ChunkedArray):
+            batch = pyarrow.record_batch({"x": column})
+            assert [row["x"][1] for row in all_features(batch)] == expected, name
+    empty = pyarrow.array([[], []], pyarrow.list_(pyarrow.int64()))
+    assert all_features({"x": empty}) == [{"x": ("int64_list", [])}] * 2
+    assert all_features([{"x": pyarrow.array([1, 2])}]) == [{"x": ("int64_list", [1, 2])}]
+
+
+def test_nulls_of_pyarrow_are_refused() -> None:
+    """Nulls are found in lists, dictionaries and runs too, and never made a NaN."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow, which is optional")
+    for column in (
+        pyarrow.array([1, None]),
+        pyarrow.chunked_array([["a"], [None]]),
+        pyarrow.array(["a", None]).dictionary_encode(),
+        pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1]), pyarrow.array([1, None])),
+        pyarrow.RunEndEncodedArray.from_arrays(pyarrow.array([1, 2], pyarrow.int32()), [5, None]),
+        pyarrow.array([[1], None]),
+        pyarrow.array([[1], [2, None]]),
+        pyarrow.array([[1.5], [2.5, None]]),
+        pyarrow.array([[[1]], [[2], [None]]]),
+        pyarrow.array([[1, 2], [3, None]], pyarrow.list_(pyarrow.int32(), 2)),
+    ):
+        for examples in (pyarrow.table({"x": column}), {"x": column}):
+            with pytest.raises(
+                InvalidInputError, match="feature 'x' of example 1 (is|is or holds a) null: fill"
+            ):
+                encode_input(examples)
+        with pytest.raises(InvalidInputError, match="feature 'x' of example 0 (is|is or holds a) null: fill"):
+            encode_input([{"x": column}])
+    for column, told in [
+        (pyarrow.array([0], pyarrow.timestamp("us")), "is of dtype datetime64"),
+        (pyarrow.array([0], pyarrow.date32()), "is of dtype datetime64"),
+        (pyarrow.array([{"a": 1}]), "is or holds a dict"),
+        (pyarrow.array([2**63], pyarrow.uint64()), "is out of int64's range: 9223372036854775808"),
+    ]:
+        with pytest.raises(InvalidInputError, match=f"feature 'x' of example 0 {told}"):
+            encode_input(pyarrow.table({"x": column}))
