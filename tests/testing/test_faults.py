@@ -282,18 +282,18 @@ async def test_delay() -> None:
     """Delay adds its seconds in its direction, on running connections, and healing ends it at once."""
     async with wired() as wire:
         client, target = await wire.connect()
-        assert await echo(client, target) < 0.1
+        assert await echo(client, target) < 1
         wire.proxy.set(Delay(0.1))
-        assert 0.2 <= await echo(client, target) < 0.4
+        assert 0.2 <= await echo(client, target) < 1
         wire.proxy.set(Delay(0.1, jitter=0.05), direction="to_client")
-        assert 0.15 <= await echo(client, target) < 0.35
+        assert 0.15 <= await echo(client, target) < 1
         assert wire.proxy.stats().faults["Delay"] == 4
         wire.proxy.set(Delay(60))
         await client.send(b"late")
         await nothing(target.reader.read(1))
         wire.proxy.heal()
         assert await target.read(4) == b"late"
-        assert await echo(client, target) < 0.1
+        assert await echo(client, target) < 1
 
 
 async def test_delay_keeps_order_and_throughput() -> None:
@@ -304,7 +304,7 @@ async def test_delay_keeps_order_and_throughput() -> None:
         begun = time.monotonic()
         sending = asyncio.ensure_future(client.send(PATTERN))
         assert await target.read(len(PATTERN)) == PATTERN
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 5  # 100 chunks, one after the other, would take 20 s
         await sending
         assert wire.proxy.stats().faults["Delay"] > 20
 
@@ -329,14 +329,14 @@ async def test_throttle() -> None:
         client.writer.write(PATTERN)
         begun = time.monotonic()
         assert await target.read(25_000) == PATTERN[:25_000]
-        assert time.monotonic() - begun == pytest.approx(0.125, abs=0.08)
+        assert 0.1 <= time.monotonic() - begun < 1.5
         assert await target.read(75_000) == PATTERN[25_000:100_000]
-        assert time.monotonic() - begun == pytest.approx(0.5, abs=0.15)
+        assert 0.45 <= time.monotonic() - begun < 2
         assert wire.proxy.stats().faults["Throttle"] > 20
         wire.proxy.set(Throttle(100_000_000))
         assert await target.read(len(PATTERN) - 100_000) == PATTERN[100_000:]
         assert time.monotonic() - begun < 5  # it would be 40 s
-        assert await echo(client, target) < 0.1
+        assert await echo(client, target) < 1
 
 
 async def test_throttle_below_a_byte_per_tick() -> None:
@@ -347,7 +347,7 @@ async def test_throttle_below_a_byte_per_tick() -> None:
         await client.send(b"abcdef")
         begun = time.monotonic()
         assert await target.read(6) == b"abcdef"
-        assert time.monotonic() - begun == pytest.approx(0.25, abs=0.15)
+        assert 0.2 <= time.monotonic() - begun < 1.5
 
 
 @pytest.mark.parametrize("after", [0, 1, 3_000, 7_000, 100_000])
@@ -414,7 +414,7 @@ async def test_reset() -> None:
         await until(lambda: wire.proxy.stats().faults["Reset"] == 2)
         assert wire.arrived.empty()
         wire.proxy.heal()
-        assert await echo(*await wire.connect()) < 0.1
+        assert await echo(*await wire.connect()) < 1
 
 
 async def test_black_hole_on_a_running_connection() -> None:
@@ -464,14 +464,14 @@ async def test_only_existing_or_only_new_connections() -> None:
         old = await wire.connect()
         wire.proxy.set(Delay(60), connections="existing")
         new = await wire.connect()
-        assert await echo(*new) < 0.1
+        assert await echo(*new) < 1
         await old[0].send(b"x")
         await nothing(old[1].reader.read(1))
         wire.proxy.heal()
         await old[1].read(1)
         wire.proxy.set(Delay(60), connections="new")
-        assert await echo(*old) < 0.1
-        assert await echo(*new) < 0.1
+        assert await echo(*old) < 1
+        assert await echo(*new) < 1
         newest = await wire.connect()
         await newest[0].send(b"x")
         await nothing(newest[1].reader.read(1))
@@ -495,7 +495,7 @@ async def test_half_open() -> None:
         wire.proxy.heal()
         assert await client.is_reset()
         assert await target.is_reset()
-        assert await echo(untouched_client, untouched_target) < 0.1
+        assert await echo(untouched_client, untouched_target) < 1
 
 
 async def test_half_open_when_a_side_dies() -> None:
@@ -559,13 +559,13 @@ async def test_refuse(path: Path | None) -> None:
             wire.proxy.set(Refuse())
             with pytest.raises(ConnectionRefusedError):
                 await wire.client()
-            assert await echo(client, target) < 0.1
+            assert await echo(client, target) < 1
             if path is None:  # the port is still the proxy's
                 with pytest.raises(OSError, match="in use"), socket.socket() as other:
                     other.bind(("127.0.0.1", wire.proxy.port))
             wire.proxy.heal(Refuse)
             assert wire.proxy.target == address
-            assert await echo(*await wire.connect()) < 0.1
+            assert await echo(*await wire.connect()) < 1
         assert wire.proxy.stats().faults == {"Refuse": 2}
     assert path is None or not (path / "proxy").exists()
 
@@ -576,13 +576,13 @@ async def test_slow_accept() -> None:
         wire.proxy.set(SlowAccept(0.2, jitter=0.05))
         begun = time.monotonic()
         client, target = await wire.connect()
-        assert 0.15 <= time.monotonic() - begun < 0.5
-        assert await echo(client, target) < 0.1
+        assert 0.15 <= time.monotonic() - begun < 2
+        assert await echo(client, target) < 1
         wire.proxy.set(SlowAccept(60))
         client = await wire.client()
         await nothing(wire.arrived.get())
         wire.proxy.heal()
-        assert await echo(client, await wire.target()) < 0.1
+        assert await echo(client, await wire.target()) < 1
         assert wire.proxy.stats().faults == {"SlowAccept": 2}
 
 
@@ -624,18 +624,18 @@ async def test_faults_stack() -> None:
         client, target = await wire.connect()
         proxy = wire.proxy
         proxy.set(Delay(0.05))
-        slow_answers = proxy.set(Delay(0.2), direction="to_client")
-        assert 0.25 <= await echo(client, target) < 0.4
+        slow_answers = proxy.set(Delay(0.5), direction="to_client")
+        assert 0.55 <= await echo(client, target) < 2
         proxy.set(Throttle(100))
-        assert await echo(client, target, b"x" * 10) >= 0.4
+        assert await echo(client, target, b"x" * 10) >= 0.7
         assert [str(rule) for rule in proxy.stats().rules] == [
             "Delay(seconds=0.05, jitter=0.0) both",
-            "Delay(seconds=0.2, jitter=0.0) to_client",
+            "Delay(seconds=0.5, jitter=0.0) to_client",
             "Throttle(bytes_per_second=100) both",
         ]
         proxy.heal(Throttle)
         proxy.heal(slow_answers)
-        assert 0.1 <= await echo(client, target) < 0.25
+        assert 0.1 <= await echo(client, target) < 0.5
         proxy.heal(slow_answers)  # harmless
         proxy.set(Delay(0.001))
         assert [rule.fault for rule in proxy.stats().rules] == [Delay(0.001)]
@@ -647,13 +647,13 @@ async def test_fault_for_a_while() -> None:
     """`fault` ends with its block, also when that fails, and what was set before is back."""
     async with wired() as wire:
         client, target = await wire.connect()
-        before = wire.proxy.set(Delay(0.05))
+        before = wire.proxy.set(Delay(0.3))
         with pytest.raises(ZeroDivisionError), wire.proxy.fault(Delay(0.001)) as rule:
-            assert await echo(client, target) < 0.05
+            assert await echo(client, target) < 0.6
             assert wire.proxy.stats().rules == (before, rule)
             raise ZeroDivisionError
         assert wire.proxy.stats().rules == (before,)
-        assert 0.1 <= await echo(client, target) < 0.25
+        assert await echo(client, target) >= 0.6
         with wire.proxy.fault(BlackHole()):
             wire.proxy.heal()
         assert wire.proxy.stats().rules == ()
@@ -868,8 +868,16 @@ class Served:
 
     async def recovers(self) -> None:
         """Calls succeed again, within moments."""
-        await self.client.wait_until_available("digits", timeout=10)
-        assert await self.call() < 5
+        give_up = time.monotonic() + 10
+        while True:
+            try:
+                await self.call(5)
+            except RPCError:  # of the old connection, or while gRPC waits before it connects again
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(0.02)
+            else:
+                return
 
 
 @contextlib.asynccontextmanager
@@ -888,17 +896,17 @@ async def test_call_delayed() -> None:
     """A delay each way is the latency of a call, and of no call after it."""
     async with served() as place:
         place.proxy.set(Delay(0.1))
-        assert 0.2 <= await place.call() < 0.5
-        assert await place.fails(DeadlineExceededError, timeout=0.1) < 0.4
+        assert 0.2 <= await place.call() < 2
+        assert await place.fails(DeadlineExceededError, timeout=0.1) < 2
         place.proxy.heal()
-        assert await place.call() < 0.2
+        assert await place.call() < 1
 
 
 async def test_call_throttled() -> None:
     """A request of 6 KB takes its time on a slow line."""
     async with served() as place:
         place.proxy.set(Throttle(30_000))
-        assert 0.15 <= await place.call() < 1
+        assert 0.15 <= await place.call() < 5
 
 
 @pytest.mark.parametrize(
@@ -939,7 +947,7 @@ async def test_call_into_a_black_hole() -> None:
     """A call into a black hole ends with its deadline; when healed, the same connection goes on."""
     async with served() as place:
         with place.proxy.fault(BlackHole()):
-            assert 0.3 <= await place.fails(DeadlineExceededError, timeout=0.3) < 1
+            assert 0.3 <= await place.fails(DeadlineExceededError, timeout=0.3) < 3
             waiting = asyncio.create_task(place.call())
             await until(lambda: place.client.stats().in_flight == 1)
         assert await waiting < 5
@@ -953,7 +961,7 @@ async def test_first_call_into_a_black_hole() -> None:
             begun = time.monotonic()
             with pytest.raises(DeadlineExceededError):
                 await other.predict("digits", {"images": IMAGES}, timeout=0.3, validate=False)
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 3
         assert (await other.predict("digits", IMAGES))["version"] == 1
 
 
@@ -963,7 +971,7 @@ async def test_call_on_a_half_open_connection(direction: Any, arrived: int) -> N
     async with served() as place:
         before = place.server.calls.total
         with place.proxy.fault(HalfOpen(), direction=direction):
-            assert 0.3 <= await place.fails(DeadlineExceededError, timeout=0.3) < 1
+            assert 0.3 <= await place.fails(DeadlineExceededError, timeout=0.3) < 3
             assert place.server.calls.total == before + arrived
         await place.recovers()
 
@@ -1018,10 +1026,10 @@ async def test_call_refused() -> None:
 async def test_call_on_a_slow_accept() -> None:
     """The first call of a client waits for its connection, later ones do not."""
     async with served() as place, AsyncClient(place.proxy.target) as other:
-        place.proxy.set(SlowAccept(0.3))
+        place.proxy.set(SlowAccept(0.5))
         place.client = other
-        assert 0.3 <= await place.call() < 2
-        assert await place.call() < 0.2
+        assert 0.5 <= await place.call() < 5
+        assert await place.call() < 0.5
 
 
 async def test_calls_on_a_share_of_connections() -> None:
