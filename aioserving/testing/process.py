@@ -96,6 +96,7 @@ class ServerProcess:
         self._config_file = None if config is None else _write_config(config)
         self._env = dict(env or {})
         self._process: subprocess.Popen[str] | None = None
+        self._paused = False
         self._readers: list[threading.Thread] = []
         self._finalizer: weakref.finalize[Any, ServerProcess] | None = None
 
@@ -113,6 +114,11 @@ class ServerProcess:
     def running(self) -> bool:
         """Whether the process is there (it may be paused)."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def paused(self) -> bool:
+        """Whether `pause` stopped the process and `resume` has not let it go on."""
+        return self._paused and self.running
 
     @property
     def target(self) -> str:
@@ -206,6 +212,7 @@ class ServerProcess:
         process = self._running_process()
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)  # a paused process sees SIGTERM only now
+        self._paused = False
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -230,6 +237,7 @@ class ServerProcess:
             ServerProcessError: it is not running.
         """
         self._running_process().send_signal(signal.SIGSTOP)
+        self._paused = True
 
     def resume(self) -> None:
         """Let a paused process go on (SIGCONT).
@@ -238,13 +246,19 @@ class ServerProcess:
             ServerProcessError: it is not running.
         """
         self._running_process().send_signal(signal.SIGCONT)
+        self._paused = False
 
-    def restart(self) -> None:
-        """Kill the process, if it is running, and start it again on the same port.
+    def restart(self, grace: float | None = None) -> None:
+        """End the process, if it is running, and start it again on the same port.
+
+        Args:
+            grace: seconds that SIGTERM gives the calls in progress, as in a rolling restart; None: SIGKILL.
 
         Raises:
-            ServerProcessError: as `start`.
+            ServerProcessError: as `start`, and as `terminate` (it is down then).
         """
+        if grace is not None and self.running:
+            self.terminate(grace)
         self.kill()
         self.start()
 
@@ -263,9 +277,9 @@ class ServerProcess:
         """`terminate`, without blocking the event loop."""
         return await asyncio.to_thread(self.terminate, timeout)
 
-    async def arestart(self) -> None:
+    async def arestart(self, grace: float | None = None) -> None:
         """`restart`, without blocking the event loop."""
-        await asyncio.to_thread(self.restart)
+        await asyncio.to_thread(self.restart, grace)
 
     def __enter__(self) -> ServerProcess:  # noqa: PYI034 - typing.Self needs Python 3.11
         try:
@@ -289,7 +303,7 @@ class ServerProcess:
         await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:
-        state = f"pid {self.pid}" if self.running else "not running"
+        state = f"pid {self.pid}{' paused' if self._paused else ''}" if self.running else "not running"
         return f"<ServerProcess {self.target} {state}>"
 
     def _running_process(self) -> subprocess.Popen[str]:
@@ -299,6 +313,7 @@ class ServerProcess:
 
     def _ended(self) -> None:
         process, self._process = self._process, None
+        self._paused = False
         if process is None:
             return
         if self._finalizer is not None:

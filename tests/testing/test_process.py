@@ -174,14 +174,41 @@ def test_kill_and_restart_on_the_same_port(process: ServerProcess) -> None:
         process.start()
 
 
+def test_graceful_restart() -> None:
+    """A restart with grace lets the call in progress end well; the port stays; a paused one comes back."""
+    with ServerProcess(callables={"m": "tests.testing.servables:slow"}, env=ENV) as process:
+        port = process.port
+        answers: list[bytes] = []
+        caller = threading.Thread(
+            target=lambda: answers.append(call(process.target, PREDICT, predict_request("m")))
+        )
+        caller.start()
+        time.sleep(0.25)
+        process.restart(grace=20)
+        caller.join(10)
+        assert predicted(answers[0]) == [1.0, 2.0]
+        assert process.port == port
+        process.pause()
+        process.restart()
+        assert not process.paused
+        assert predicted(call(process.target, PREDICT, predict_request("m"))) == [1.0, 2.0]
+        process.kill()
+        process.restart(grace=20)  # of one that is down: a start
+        assert process.running
+
+
 def test_pause_and_resume(process: ServerProcess) -> None:
     """A paused server takes connections and answers nothing; resumed, it goes on; paused, it can be ended."""
     process.pause()
+    assert process.paused
+    assert repr(process) == f"<ServerProcess {process.target} pid {process.pid} paused>"
     assert failure(process.target, 0.5) == "DEADLINE_EXCEEDED"
     process.resume()
+    assert not process.paused
     assert predicted(call(process.target, PREDICT, predict_request("m"))) == [2.0, 4.0]
     process.pause()
     assert process.terminate() == 0
+    assert not process.paused
     for action in (process.pause, process.resume):
         with pytest.raises(ServerProcessError, match="is not running"):
             action()
