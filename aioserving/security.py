@@ -529,17 +529,19 @@ class Combined(Credentials):
 
     def metadata(self) -> Metadata | None:
         """What all of them give; None if one has nothing at hand."""
-        parts = []
-        for item in self.credentials:
-            part = item.metadata()
-            if part is None:
-                return None
-            parts.append(part)
-        known, joined = self._last
-        if len(known) == len(parts) and all(map(_is, known, parts)):
-            return joined
+        parts, joined = self._last
+        if parts:
+            for item, part in zip(self.credentials, parts):  # noqa: B905 - as many, and strict costs time
+                if item.metadata() is not part:
+                    break
+            else:
+                return joined
+        found = [item.metadata() for item in self.credentials]
+        parts = tuple(part for part in found if part is not None)
+        if len(parts) < len(found):
+            return None
         joined = tuple(pair for part in parts for pair in part)
-        self._last = (tuple(parts), joined)
+        self._last = (parts, joined)
         return joined
 
     async def refresh(self) -> None:
@@ -560,14 +562,11 @@ class Combined(Credentials):
         return f"<Combined {', '.join(map(repr, self.credentials))}>"
 
 
-def _is(left: object, right: object) -> bool:
-    return left is right
-
-
 #: Seconds before the end within which nothing is sent any more: a call takes time to arrive.
 _LEEWAY: Final = 5.0
-#: Seconds for which something new is not fetched again: if the server refuses it, it would the next one.
-_FRESH: Final = 1.0
+#: Seconds between two refusals that make something new be fetched: a server that refuses the new one,
+#: too, would refuse the next one.
+_REFUSALS: Final = 1.0
 #: Seconds between failed attempts: the first, and the most after doubling.
 _BACKOFF: Final = (0.5, 30.0)
 #: Seconds that cannot be a lifetime: ten years. What is larger is a point in time, meant as one.
@@ -629,7 +628,7 @@ class CachedCredentials(Credentials):
         self._pairs: Metadata | None = None
         self._refresh_at = -math.inf  # until then `metadata` has nothing to think about
         self._valid_until = -math.inf
-        self._fetched_at = -math.inf
+        self._refused_at = -math.inf
         self._retry_at = -math.inf  # no attempt before, after one that failed
         self._failures = 0
         self._failure: BaseException | None = None
@@ -680,12 +679,14 @@ class CachedCredentials(Credentials):
         ) from self._failure
 
     def invalidate(self, sent: Metadata) -> bool:
-        """See `Credentials.invalidate`; what was fetched just now and is refused is not fetched again."""
+        """See `Credentials.invalidate`; what has just replaced something refused is kept."""
         with self._lock:
             if self._pairs is None or tuple(sent) != self._pairs:
                 return True  # renewed, or dropped, meanwhile
-            if self._clock() - self._fetched_at < _FRESH:
+            now = self._clock()
+            if now - self._refused_at < _REFUSALS:
                 return False
+            self._refused_at = now
             self._refresh_at = self._valid_until = -math.inf
             self._pairs = None
             return True
@@ -727,7 +728,6 @@ class CachedCredentials(Credentials):
         with self._lock:
             # In this order: `metadata` reads without the lock.
             self._pairs, self._valid_until, self._refresh_at = pairs, valid_until, refresh_at
-            self._fetched_at = now
             self._retry_at, self._failures, self._failure = -math.inf, 0, None
 
     def __repr__(self) -> str:

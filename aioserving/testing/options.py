@@ -122,6 +122,15 @@ class ServerOptions:
     testing_announce: bool = _flag(
         False, "print `rest URL` (if there is REST) and `ready HOST:PORT` on standard output, once ready"
     )
+    testing_token_file: str = _flag(
+        "",
+        "file of tokens, one of which gRPC calls need as `authorization: Bearer TOKEN`; read again when it "
+        "changes (aioserving.testing.security.write_tokens makes it)",
+    )
+    testing_api_key_file: str = _flag("", "the same for keys, as `x-api-key: KEY`; with both, either will do")
+    testing_client_names: str = _flag(
+        "", "comma-separated names of clients; gRPC calls need the certificate of one, or a token or key"
+    )
     testing_drain_seconds: float = _flag(30.0, "time that calls in progress have to end after SIGTERM")
     testing_exit_with_parent: bool = _flag(False, "end when standard input is closed")
     testing_manage_state_interval_ms: float = _flag(

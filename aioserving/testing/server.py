@@ -21,7 +21,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
@@ -142,6 +142,8 @@ class ModelServer:
         unix_socket: path of a Unix socket to listen on as well; default: the flag ``grpc_socket_path``.
         credentials: of both listeners, such as `grpc.ssl_server_credentials(...)`; default: those of
             ``ssl_config_file`` if given, else plaintext.
+        interceptors: of all gRPC calls, such as `aioserving.testing.security.Authentication`; behind
+            them come those of the flags ``testing_token_file`` and the like.
         options: everything else, as the real server's flags; by default theirs, but a failed load is
             not repeated (the real default would keep a start waiting for five minutes).
         **flags: single fields of `ServerOptions`, over those of `options`:
@@ -168,6 +170,7 @@ class ModelServer:
         host: str = "127.0.0.1",
         unix_socket: str | os.PathLike[str] | None = None,
         credentials: grpc.ServerCredentials | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         options: ServerOptions | None = None,
         **flags: Any,
     ) -> None:
@@ -180,6 +183,7 @@ class ModelServer:
         if port is None and self.unix_socket is None:
             raise ValueError("a server needs a port or a unix_socket to listen on")
         self._credentials = credentials
+        self._interceptors = tuple(interceptors)
         self._registry = CallableRegistry()
         self._config = _model_server_config(config, self.options)
         for name, model in (models or {}).items():
@@ -330,7 +334,10 @@ class ModelServer:
             self._threads, self._manager = threads, manager
             await manager.start(self._config)
             await self._start_rest(manager)
-            server = grpc.aio.server(options=self._channel_options())
+            server = grpc.aio.server(
+                interceptors=(*self._interceptors, *_authentication(self.options)),
+                options=self._channel_options(),
+            )
             server.add_generic_rpc_handlers((_Router(self._handlers()),))
             self._listen(server)
             await server.start()
@@ -825,6 +832,25 @@ def _model_server_config(config: Any, options: ServerOptions) -> Any:
 
 def _add_config(config: Any, name: str, base_path: str) -> Any:
     return config.model_config_list.config.add(name=name, base_path=base_path, model_platform=PLATFORM)
+
+
+def _authentication(options: ServerOptions) -> list[grpc.aio.ServerInterceptor]:
+    """What the flags about callers ask for.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is not one of tokens.
+    """
+    from aioserving.testing import security
+
+    schemes: list[security.Scheme] = []
+    if options.testing_token_file:
+        schemes.append(security.Tokens(options.testing_token_file))
+    if options.testing_api_key_file:
+        schemes.append(security.APIKeys(options.testing_api_key_file))
+    if options.testing_client_names:
+        schemes.append(security.ClientCertificates(options.testing_client_names.split(",")))
+    return [security.Authentication(*schemes)] if schemes else []
 
 
 def _ssl_credentials(path: str) -> grpc.ServerCredentials:
