@@ -289,8 +289,8 @@ def connection_advice(details: str, tls: TLS | None) -> str:
     for pattern, advice in _ADVICE if tls is not None else ():
         if pattern.search(details):
             return advice
-    if "Socket closed" not in details and "Connection reset" not in details:
-        return ""
+    if not re.search(r"failed to connect.*(Socket closed|Connection reset)", details, re.DOTALL):
+        return ""  # a connection that was lost later is another matter
     if tls is None:
         return "the server closed the connection at once: perhaps it speaks TLS only; see tls=TLS(...)"
     if not tls.mutual:
@@ -668,8 +668,11 @@ class CachedCredentials(Credentials):
                 if now < self._retry_at:
                     break
                 running = self._start(asyncio.get_running_loop())
-            # `wait` leaves the future alone when this caller is cancelled.
-            await asyncio.wait((asyncio.wrap_future(running.future),), timeout=self._timeout + 1.0)
+            waiter = asyncio.wrap_future(running.future)
+            try:
+                await asyncio.wait((waiter,), timeout=self._timeout + 1.0)
+            finally:
+                waiter.cancel()  # which lets go of the attempt, and cannot cancel it
             if not running.future.done() or not isinstance(running.future.result(), asyncio.CancelledError):
                 break
         if self._clock() < self._valid_until:

@@ -338,28 +338,38 @@ async def test_every_kind_of_call(certificates: bool) -> None:
         assert (await each_kind(channel, ()))[:5] == ["UNAUTHENTICATED"] * 5
 
 
-trustme = pytest.importorskip("trustme", reason="makes the certificates (extra dev)")
+class Authority:
+    """Makes certificates, as keyword arguments of those who need them."""
 
-AUTHORITY = trustme.CA()
-CA: bytes = AUTHORITY.cert_pem.bytes()
+    def __init__(self) -> None:
+        trustme = pytest.importorskip("trustme", reason="makes the certificates (extra dev)")
+        self._authority = trustme.CA()
+        self.certificate: bytes = self._authority.cert_pem.bytes()
+
+    def issue(self, *names: str) -> dict[str, Any]:
+        made = self._authority.issue_cert(*names)
+        chain = b"".join(item.bytes() for item in made.cert_chain_pems)
+        return {"key": made.private_key_pem.bytes(), "certificate": chain}
 
 
-def issued(*names: str, **options: Any) -> dict[str, Any]:
-    made = AUTHORITY.issue_cert(*names, **options)
-    chain = b"".join(item.bytes() for item in made.cert_chain_pems)
-    return {"key": made.private_key_pem.bytes(), "certificate": chain}
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    """One for all tests."""
+    return Authority()
 
 
 @pytest.mark.anyio
-async def test_the_name_in_a_real_certificate() -> None:
+async def test_the_name_in_a_real_certificate(authority: Authority) -> None:
     """Over mutual TLS, the caller is the one that its certificate names."""
-    server = issued("127.0.0.1")
-    credentials = grpc.ssl_server_credentials([(server["key"], server["certificate"])], CA, True)
+    server = authority.issue("127.0.0.1")
+    credentials = grpc.ssl_server_credentials(
+        [(server["key"], server["certificate"])], authority.certificate, True
+    )
     guard = Authentication(ClientCertificates(["joe"]))
     outcomes = []
     async with own_service(guard, credentials) as target:
         for name in ("joe", "ann"):
-            tls = TLS(CA, **issued(name))
+            tls = TLS(authority.certificate, **authority.issue(name))
             async with grpc.aio.secure_channel(target, tls.current(target)[0]) as channel:
                 outcomes.append(await each_kind(channel, ()))
     assert outcomes[0] == LET_IN
@@ -471,10 +481,12 @@ async def test_tokens_that_expire_in_mid_run_cost_no_call(tmp_path: Path) -> Non
 
 
 @pytest.mark.anyio
-async def test_keys_and_certificates_by_flags(tmp_path: Path) -> None:
+async def test_keys_and_certificates_by_flags(tmp_path: Path, authority: Authority) -> None:
     """A process that knows keys and client names lets in either, over the TLS of its file."""
     write_tokens(tmp_path / "keys", [SECRET])
-    write_ssl_config(tmp_path / "tls", **issued("127.0.0.1"), ca=CA, client_verify=True)
+    write_ssl_config(
+        tmp_path / "tls", **authority.issue("127.0.0.1"), ca=authority.certificate, client_verify=True
+    )
     flags = {
         "testing_api_key_file": str(tmp_path / "keys"),
         "testing_client_names": "joe,ann",
@@ -484,7 +496,7 @@ async def test_keys_and_certificates_by_flags(tmp_path: Path) -> None:
     async with serving(**flags) as process:
         for name in ("joe", "eve"):
             for credentials in (None, APIKey(SECRET), APIKey("x")):
-                tls = TLS(CA, **issued(name))
+                tls = TLS(authority.certificate, **authority.issue(name))
                 arguments = [("grpc.use_local_subchannel_pool", 1)]
                 async with grpc.aio.secure_channel(
                     process.target, tls.current(process.target)[0], arguments
