@@ -187,6 +187,11 @@ class Balancer(ABC):
     LEAST_TRUST: ClassVar[float] = 0.02
     #: Weight of one answer in the fleet's mean latency, in the long run.
     FLEET_GAIN: ClassVar[float] = 0.02
+    #: The highest value, in terms of that mean, with which an answer enters it.
+    FLEET_CAP: ClassVar[float] = 3.0
+    #: The highest estimate in terms of the fleet's mean. Without it an endpoint that hung for seconds would
+    #: be avoided for a minute after.
+    CEILING: ClassVar[float] = 10.0
     #: Candidates looked at before all endpoints are: enough unless nearly all are full or restrained.
     DRAWS: ClassVar[int] = 8
     #: Tuples of endpoints that are remembered.
@@ -233,7 +238,7 @@ class Balancer(ABC):
             now: the time at its end.
             failed: the endpoint is to blame; a request refused as wrong is none of its failures.
         """
-        kept = math.exp((now - load.observed_at) * self._rate)
+        typical = self._typical
         if failed:
             failing = load.failing * math.exp((now - load.failed_at) * self._rate)
             load.failing = failing + (1 - failing) * self.FAILURE_GAIN
@@ -241,16 +246,23 @@ class Balancer(ABC):
             # Three time constants later, what is left of it does not matter any more.
             load.restrained_until = max(load.restrained_until, now - 3 / self._rate)
             # How long a failure took tells something only if an answer would have come sooner.
-            if latency <= self._typical + (load.latency - self._typical) * kept:
+            kept = math.exp((now - load.observed_at) * self._rate)
+            if latency <= typical + (load.latency - typical) * kept:
                 return
         else:
             if load.failing:
                 load.failing *= 1 - self.FAILURE_GAIN
             gain = self._gain
-            self._typical += gain * (latency - self._typical)
+            # Capped, lest a few calls that hung for seconds make seconds look usual.
+            seen = latency if gain == 1 or latency < typical * self.FLEET_CAP else typical * self.FLEET_CAP
+            self._typical = typical = typical + gain * (seen - typical)
             if gain > self.FLEET_GAIN:
                 self._gain = gain / (1 + gain)
-        load.latency = max(latency, latency + (load.latency - latency) * kept)
+        estimate = load.latency
+        if latency < estimate:
+            latency += (estimate - latency) * math.exp((now - load.observed_at) * self._rate)
+        ceiling = typical * self.CEILING
+        load.latency = latency if latency < ceiling else ceiling  # noqa: FURB136 - quicker than min()
         load.observed_at = now
 
     def admit(self, load: Load, now: float) -> None:
@@ -389,7 +401,7 @@ class LeastOutstanding(Balancer):
     #: Endpoints up to which all are compared.
     SCAN: ClassVar[int] = 8
     #: How many are compared of more.
-    SAMPLE: ClassVar[int] = 4
+    SAMPLE: ClassVar[int] = 3
 
     def __init__(
         self, options: BalancingOptions | None = None, random: random_module.Random | None = None
@@ -400,33 +412,37 @@ class LeastOutstanding(Balancer):
 
     def choose(self, endpoints: tuple[L, ...], now: float, exclude: Collection[Load] = ()) -> L:
         """The one with the fewest calls in flight for its weight; see `Balancer.choose`."""
-        candidates: Iterable[L]
-        if len(endpoints) > self.SCAN:
+        if not endpoints:
+            raise ValueError("there is no endpoint to choose")
+        candidates: Sequence[L] = endpoints
+        count = len(endpoints)
+        if count > self.SCAN:
             number = self._random
-            count = len(endpoints)
             candidates = [endpoints[int(number() * count)] for _ in range(self.SAMPLE)]
-        else:
-            candidates = endpoints
-        best: L | None = None
-        best_load = best_turn = math.inf
-        for load in candidates:
-            in_flight = load.in_flight
-            if (now < load.restrained_until or in_flight >= load.limit or exclude) and not self._takes_part(
-                load, now, exclude
-            ):
-                continue
-            if in_flight:
-                in_flight = in_flight / load.weight  # type: ignore[assignment]
-            if in_flight < best_load or (in_flight == best_load and load.turn < best_turn):
-                best, best_load, best_turn = load, in_flight, load.turn
-        if best is None:
-            if not endpoints:
-                raise ValueError("there is no endpoint to choose")
-            best = self._any(endpoints, now, exclude)
-            best_turn = best.turn
-        self._turn = max(self._turn, best_turn)
-        best.turn = self._turn + 1 / best.weight
+        for _ in range(self.SAMPLE):
+            best: L | None = None
+            best_load = best_turn = math.inf
+            for load in candidates:
+                in_flight = load.in_flight
+                if in_flight >= load.limit or (exclude and load in exclude):
+                    continue
+                relative = in_flight / load.weight if in_flight else 0.0
+                if relative < best_load or (relative == best_load and load.turn < best_turn):
+                    best, best_load, best_turn = load, relative, load.turn
+            if best is None:
+                break
+            self._take_turn(best)
+            # Decided when it has won, so that one that is passed over goes to the end of the line, too.
+            if now >= best.restrained_until or self._random() < self.share(best, now):
+                return best
+            exclude = (*exclude, best)
+        best = self._any(endpoints, now, exclude)
+        self._take_turn(best)
         return best
+
+    def _take_turn(self, load: Load) -> None:
+        self._turn = max(self._turn, load.turn)
+        load.turn = self._turn + 1 / load.weight
 
 
 class RoundRobin(Balancer):

@@ -110,7 +110,8 @@ class Report:
     title: str
     parts: list[str] = dataclasses.field(default_factory=list)
     bars: list[Bar] = dataclasses.field(default_factory=list)
-    #: What a plot shows, by payload, calls at a time, and client or number of connections.
+    #: What a plot shows, by payload, calls at a time, and client or number of connections; the
+    #: balancing's by scenario or kind of line, servers or seconds, and policy.
     figures: dict[tuple[str, int, str], float] = dataclasses.field(default_factory=dict)
 
     def text(self, words: str) -> None:

@@ -70,3 +70,49 @@ def connections(rates: Mapping[tuple[str, int, str], float], path: pathlib.Path)
     figure.tight_layout()
     _save(figure, path)
     pyplot.close(figure)
+
+
+def balancing(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> None:
+    """A server's load after its start, the 99th percentile through a rolling restart, and by policy."""
+    pyplot = _pyplot()
+    series: dict[str, dict[str, dict[int, float]]] = {"load": {}, "tail": {}}
+    tails: dict[int, dict[str, dict[str, float]]] = {}
+    for (kind, number, label), value in figures.items():
+        if kind in series:
+            series[kind].setdefault(label, {})[number] = value
+        else:
+            tails.setdefault(number, {}).setdefault(label, {})[kind] = value
+    figure, axes = pyplot.subplots(2 + len(tails), 1, figsize=(7, 2.6 * (2 + len(tails))))
+    for axis, kind in zip(axes, series, strict=False):
+        for label, points in series[kind].items():
+            colour = {"color": OURS_COLOUR, "linewidth": 2.5} if "ramp of" in label else {}
+            scale = 1.0 if kind == "load" else 1e3
+            axis.plot(list(points), [value * scale for value in points.values()], label=label, **colour)
+        axis.legend(frameon=False, fontsize=7)
+    axes[0].axhline(1, color=OTHER_COLOUR, linewidth=1, zorder=0)
+    axes[0].set_title("rolling restart: load of a server, in terms of the mean", loc="left")
+    axes[0].set_xlabel("seconds since its start")
+    axes[1].set_title("rolling restart: 99th percentile of latency, in ms", loc="left")
+    axes[1].set_xlabel("seconds")
+    axes[1].set_yscale("log")
+    for axis, (servers, policies) in zip(axes[2:], tails.items(), strict=True):
+        width = 0.8 / len(policies)
+        for index, (policy, values) in enumerate(policies.items()):
+            ours = {"color": OURS_COLOUR} if policy == "power_of_two" else {"alpha": 0.6}
+            axis.bar(
+                [place + index * width for place in range(len(values))],
+                [value * 1e3 for value in values.values()],
+                width,
+                label=policy,
+                **ours,
+            )
+        names = list(next(iter(policies.values())))
+        axis.set_xticks([place + 0.4 - width / 2 for place in range(len(names))], names, fontsize=7)
+        axis.set_yscale("log")
+        axis.set_title(f"{servers} servers: 99th percentile of latency, in ms", loc="left")
+    axes[-1].legend(frameon=False, fontsize=7)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    _save(figure, path)
+    pyplot.close(figure)
