@@ -1,0 +1,379 @@
+"""Whether a failed attempt is worth another one, and after how long.
+
+`decide` judges one failure: a function of the policy, the error, the time left, and chance. It follows
+gRPC's retry design (proposal A6) where that has a rule: codes, push-back by the server, one deadline for all
+attempts. Delays have full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015). A
+`RetryBudget` keeps retries to a share of the calls, as in the SRE book ("Handling Overload": a budget per
+client besides the limit per call) and Finagle's ``RetryBudget``: without one, a fleet that is
+down or overloaded gets `RetryPolicy.max_attempts` times its load.
+
+What a retried call must be is decided elsewhere: Predict and its kin are idempotent, a reload is never
+retried blindly. So are the endpoint of the next attempt, the waiting, and the telling of the story.
+"""
+
+from __future__ import annotations
+
+import math
+import random as random_module
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from aioserving.errors import (
+    DeadlineExceededError,
+    MessageTooLargeError,
+    ModelNotFoundError,
+    RPCError,
+    VersionLabelNotFoundError,
+)
+
+__all__ = [
+    "NO_RETRIES",
+    "Decision",
+    "GiveUp",
+    "Retry",
+    "RetryBudget",
+    "RetryPolicy",
+    "decide",
+    "is_connection_failure",
+]
+
+_CODES: Final = frozenset(
+    {
+        "ABORTED",
+        "ALREADY_EXISTS",
+        "CANCELLED",
+        "DATA_LOSS",
+        "DEADLINE_EXCEEDED",
+        "FAILED_PRECONDITION",
+        "INTERNAL",
+        "INVALID_ARGUMENT",
+        "NOT_FOUND",
+        "OUT_OF_RANGE",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "UNAUTHENTICATED",
+        "UNAVAILABLE",
+        "UNIMPLEMENTED",
+        "UNKNOWN",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryPolicy:
+    """Which failures are retried, how often, and after how long.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    #: Attempts of one call, the first included; 1 switches retries off.
+    max_attempts: int = 4
+    #: Seconds within which the first retry starts; the moment is drawn at random.
+    initial_backoff: float = 0.025
+    #: Seconds within which any retry starts.
+    max_backoff: float = 1.0
+    #: Growth of that time from one retry to the next.
+    multiplier: float = 2.0
+    #: Names of the status codes that are retried. Besides these, a model that one endpoint does not have is
+    #: asked for at the others, and an attempt that ran into `attempt_timeout` is made again.
+    codes: frozenset[str] = field(default_factory=lambda: frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED"}))
+    #: Seconds after which an attempt is given up in favour of the next; None for no limit but the deadline.
+    attempt_timeout: float | None = None
+    #: Retries in proportion to calls, in the long run.
+    budget_ratio: float = 0.15
+    #: Retries beyond that proportion, for clients with few calls.
+    budget_reserve: int = 10
+    #: Seconds for which a call's contribution to the budget can be spent.
+    budget_window: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(
+                f"max_attempts must be at least 1, the first included; got {self.max_attempts!r}"
+            )
+        if not 0 <= self.initial_backoff < math.inf:
+            raise ValueError(
+                f"initial_backoff must be a number of seconds, at least 0; got {self.initial_backoff!r}"
+            )
+        if not self.initial_backoff <= self.max_backoff < math.inf:
+            raise ValueError(
+                f"max_backoff must be a number of seconds, at least initial_backoff; got {self.max_backoff!r}"
+            )
+        if not 1 <= self.multiplier < math.inf:
+            raise ValueError(f"multiplier must be a number of at least 1, got {self.multiplier!r}")
+        if isinstance(self.codes, str):
+            raise ValueError(f"codes must be a set of status code names, got {self.codes!r}")
+        object.__setattr__(self, "codes", frozenset(self.codes))
+        if unknown := self.codes - _CODES:
+            raise ValueError(f"codes must be names of gRPC status codes; {sorted(unknown)!r} are none")
+        if self.attempt_timeout is not None and not 0 < self.attempt_timeout < math.inf:
+            raise ValueError(
+                f"attempt_timeout must be a number of seconds above 0, or None; got {self.attempt_timeout!r}"
+            )
+        _check_budget(self.budget_ratio, self.budget_reserve, self.budget_window, "budget_")
+
+    def ceiling(self, attempt: int) -> float:
+        """Seconds within which the retry after the attempt of this number, from 1, starts."""
+        try:
+            return min(self.max_backoff, self.initial_backoff * self.multiplier ** (attempt - 1))
+        except OverflowError:
+            return self.max_backoff
+
+
+def _check_budget(ratio: float, reserve: float, window: float, prefix: str = "") -> None:
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"{prefix}ratio must be a number from 0 to 1, got {ratio!r}")
+    if not 0 <= reserve < math.inf:
+        raise ValueError(f"{prefix}reserve must be a number, at least 0; got {reserve!r}")
+    if not 0 < window < math.inf:
+        raise ValueError(f"{prefix}window must be a number of seconds above 0, got {window!r}")
+
+
+#: One attempt, and no more.
+NO_RETRIES: Final = RetryPolicy(max_attempts=1)
+
+#: What a token is made of.
+_TOKEN: Final = 1_000_000
+
+
+class RetryBudget:
+    """Tokens that calls pay in and retries pay out of; one for each client.
+
+    Every call pays in `ratio` tokens, which expire after `window` seconds, a retry costs one. Besides, there
+    is a reserve for clients with so few calls that a share of them is nothing. It is refilled at a
+    token a second, but not while retries are wanted: only what is beyond `window` seconds since one was last
+    asked for counts. So while a client's calls keep failing, however long, retries are at most `ratio` of
+    them plus the reserve, and after a calm the reserve is there again.
+
+    All amounts are whole millionths of a token, so that sums are exact.
+
+    Args:
+        ratio: tokens paid in by a call, from 0 to 1.
+        reserve: tokens that are there from the beginning.
+        window: seconds for which a call's contribution is kept (less up to a tenth).
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    #: Tokens a second that refill the reserve.
+    TRICKLE: Final = 1.0
+    #: Parts of the window that expire one by one.
+    SLICES: Final = 10
+
+    __slots__ = (
+        "_began",
+        "_edge",
+        "_fresh",
+        "_kept",
+        "_older",
+        "_stock",
+        "_unit",
+        "_wanted_at",
+        "_width",
+        "ratio",
+        "reserve",
+        "window",
+    )
+
+    def __init__(self, ratio: float = 0.15, reserve: float = 10, window: float = 2.0) -> None:
+        _check_budget(ratio, reserve, window)
+        self.ratio = ratio
+        self.reserve = reserve
+        self.window = window
+        self._unit = int(ratio * _TOKEN)
+        self._width = window / self.SLICES
+        #: What is left of the current slice's payments, and when it began and ends.
+        self._fresh = 0
+        self._began = self._edge = -math.inf
+        #: When earlier slices began, and what is left of each; and the sum.
+        self._older: deque[tuple[float, int]] = deque()
+        self._kept = 0
+        #: What is left of the reserve, when a token was last asked for.
+        self._stock = int(reserve * _TOKEN)
+        self._wanted_at = math.inf
+
+    def __repr__(self) -> str:
+        left = (self._fresh + self._kept + self._stock) / _TOKEN
+        return f"<RetryBudget of {self.reserve:g} and {self.ratio:g} a call, with {left:.3g} tokens left>"
+
+    def deposit(self, now: float) -> None:
+        """Pay in for a call that starts `now`; not for its retries."""
+        if now >= self._edge:
+            self._turn(now)
+        self._fresh += self._unit
+
+    def affords(self, now: float) -> bool:
+        """Whether `try_withdraw` would succeed `now`; asking is not wanting."""
+        if now >= self._edge:
+            return self._available(now) >= _TOKEN
+        paid = self._fresh + self._kept
+        return paid >= _TOKEN or (self.reserve > 0 and paid + self._refilled(now) >= _TOKEN)
+
+    def balance(self, now: float) -> float:
+        """Tokens that can be spent `now`."""
+        return self._available(now) / _TOKEN
+
+    def try_withdraw(self, now: float) -> bool:
+        """Take a token for an attempt that is not a call's first; False if there is none."""
+        if now >= self._edge:
+            self._turn(now)
+        self._stock = self._refilled(now)
+        self._wanted_at = now
+        if self._fresh + self._kept + self._stock < _TOKEN:
+            return False
+        owed = _TOKEN
+        older = self._older
+        while owed and older:  # what expires first is spent first
+            began, amount = older.popleft()
+            paid = min(owed, amount)
+            if paid < amount:
+                older.appendleft((began, amount - paid))
+            self._kept -= paid
+            owed -= paid
+        paid = min(owed, self._fresh)
+        self._fresh -= paid
+        self._stock -= owed - paid
+        return True
+
+    def _available(self, now: float) -> int:
+        paid = self._fresh + self._kept
+        if now >= self._edge:
+            oldest = self._oldest(self._next(now))
+            paid = sum(amount for began, amount in self._older if began >= oldest)
+            paid += self._fresh if self._began >= oldest else 0
+        return paid + self._refilled(now)
+
+    def _refilled(self, now: float) -> int:
+        calm = now - self._wanted_at - self.window
+        if calm <= 0:
+            return self._stock
+        return int(min(self.reserve * _TOKEN, self._stock + calm * self.TRICKLE * _TOKEN))
+
+    def _next(self, now: float) -> float:
+        """When the slice that `now` falls into begins, after the current one has ended."""
+        return self._edge if now < self._edge + self._width else now
+
+    def _oldest(self, began: float) -> float:
+        """Slices that began earlier are too old before the one that begins then has ended."""
+        return began + self._width * (1 - 1e-6) - self.window
+
+    def _turn(self, now: float) -> None:
+        """Begin the slice that `now` falls into, and let expire what is too old."""
+        if self._fresh:
+            self._older.append((self._began, self._fresh))
+            self._kept += self._fresh
+            self._fresh = 0
+        self._began = self._next(now)
+        self._edge = self._began + self._width
+        oldest = self._oldest(self._began)
+        while self._older and self._older[0][0] < oldest:
+            self._kept -= self._older.popleft()[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Make another attempt."""
+
+    #: Seconds to wait before.
+    delay: float
+    #: Why, in a sentence for the call's story.
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Let the caller have the error."""
+
+    #: Why, in a sentence for the call's story and the error.
+    reason: str
+
+
+Decision: TypeAlias = Retry | GiveUp
+
+# UNAVAILABLE is mostly gRPC's word for a connection that cannot be made or was lost. These are the cases in
+# which a server that is alive and well says it (serving-behaviour 1.1 and 3.3; HTTP/2's REFUSED_STREAM when
+# there are more calls on a connection than it takes).
+_SAID_BY_A_LIVE_SERVER: Final = re.compile(
+    r"batch scheduling queue|Model labels does not init yet|RST_STREAM(?: with)? error code 7|REFUSED_STREAM"
+)
+
+
+def is_connection_failure(error: RPCError) -> bool:
+    """Whether a call failed because the endpoint could not be reached or went away, not by its answer."""
+    return error.code == "UNAVAILABLE" and _SAID_BY_A_LIVE_SERVER.search(error.details) is None
+
+
+def decide(
+    policy: RetryPolicy,
+    error: RPCError,
+    *,
+    attempt: int,
+    remaining: float | None,
+    elsewhere: bool,
+    budget: RetryBudget,
+    pushback: float | None,
+    now: float,
+    random: random_module.Random,
+) -> Decision:
+    """Whether the call gets another attempt; if so, its token is taken from `budget`.
+
+    Args:
+        policy: the settings.
+        error: what the last attempt ended with.
+        attempt: number of that attempt, the first is 1.
+        remaining: seconds until the call's deadline, None if it has none.
+        elsewhere: whether there is an endpoint that may be asked and was not yet, in this call.
+        budget: the client's.
+        pushback: seconds that the server told us to wait (``grpc-retry-pushback-ms``); negative, or not a
+            number, if it told us not to retry; None if it said nothing.
+        now: the time, on the budget's clock.
+        random: where chance comes from.
+    """
+    code = error.code
+    absent = isinstance(error, (ModelNotFoundError, VersionLabelNotFoundError))
+    timed_out = isinstance(error, DeadlineExceededError) and policy.attempt_timeout is not None
+    if isinstance(error, MessageTooLargeError):
+        return GiveUp("a message that is too large stays too large")
+    if code not in policy.codes and not timed_out:
+        if not absent:
+            return GiveUp(f"{code} is not retried")
+        if not elsewhere:
+            return GiveUp("there is no other endpoint to ask for the model")
+    if attempt >= policy.max_attempts:
+        if policy.max_attempts == 1:
+            return GiveUp("retries are switched off")
+        return GiveUp(f"all {policy.max_attempts} attempts are used up")
+    if pushback is not None and not pushback >= 0:
+        return GiveUp("the server asked not to retry")
+
+    where = error.endpoint or "the endpoint"
+    if pushback is not None:
+        delay = pushback
+        reason = f"{where} asked to wait {delay:.3f} s before the next attempt"
+    elif absent and elsewhere:
+        delay = 0.0
+        reason = f"{where} does not have the model; another endpoint is asked at once"
+    elif timed_out and elsewhere:
+        delay = 0.0
+        reason = f"{where} did not answer in {policy.attempt_timeout:g} s; another endpoint is asked at once"
+    elif attempt == 1 and elsewhere and is_connection_failure(error):
+        delay = 0.0
+        reason = f"{where} cannot be reached; another endpoint is asked at once"
+    else:
+        delay = random.random() * policy.ceiling(attempt)
+        reason = f"{code} is retried after {delay:.3f} s"
+    if remaining is not None and delay >= remaining:
+        return GiveUp(
+            f"no time left: the next attempt would start after {delay:.3f} s, "
+            + (f"the deadline is in {remaining:.3f} s" if remaining > 0 else "the deadline has passed")
+        )
+    if not budget.try_withdraw(now):
+        return GiveUp(
+            f"the retry budget is empty: too many calls failed lately, and retries are kept to "
+            f"{budget.ratio:.0%} of all calls"
+        )
+    return Retry(delay, reason)
