@@ -145,6 +145,9 @@ def test_nothing_shows_the_key() -> None:
     for shown in (repr(config), str(config), config._repr_html_(), repr([config]), f"{config}"):
         assert secret[:12] not in shown
         assert "server_key" in shown
+    short = SSLConfig(server_key="s3cret")
+    assert repr(short) == "SSLConfig(server_key='<6 characters>')"
+    assert "s3cret" not in f"{short} {short._repr_html_()}"
     broken = config.to_text().replace("server_key: ", "server_key ")
     unquoted = config.to_text().replace('"', "")
     unended = config.to_text().replace('"', "", 1)
@@ -299,6 +302,7 @@ def test_the_order_of_the_chain() -> None:
         (".example.org", False),
         ("127.0.0.2", False),
         ("localhost.org", False),
+        ("x.calhost", False),
     ],
 )
 def test_hosts(host: str, covered: bool) -> None:

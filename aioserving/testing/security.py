@@ -223,7 +223,7 @@ class Tokens(Scheme):
         return found
 
     def _look(self) -> None:
-        """Read the file again if it has changed; without a file that makes sense nobody gets in."""
+        """Read the file again if it has changed; while it makes no sense nobody gets in."""
         if self._path is None:
             return
         try:
@@ -233,7 +233,6 @@ class Tokens(Scheme):
             self._grants = self._digested(_read_tokens(self._path))
             self._seen = seen
         except (OSError, ValueError) as error:
-            self._seen, self._grants = (), []
             logger.error("%s", error)
             raise Refused(f"the {self.noun} cannot be verified now", grpc.StatusCode.UNAVAILABLE) from None
 
