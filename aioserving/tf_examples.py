@@ -492,7 +492,8 @@ class _RowOf(Sequence[int]):
 
 def _flatten(value: Any, place: _Place, row: int) -> list[Any]:
     """One row's value as a flat list of Python's own scalars."""
-    value = _plain(value, place, lambda _: row)
+    if type(value) is not list:
+        value = _plain(value, place, lambda _: row)
     if hasattr(value, "dtype"):
         array = np.asarray(value)
         if array.dtype.kind in "OUST":
