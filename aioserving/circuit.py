@@ -160,6 +160,7 @@ class Circuit:
                 now, f"{self._streak} attempts in a row failed within {spanned:.3g} s, at all endpoints"
             )
         if self.state is State.HALF_OPEN:
+            # It may also be an attempt that started before the circuit opened; that costs one pause.
             return self._reopen(now, f"probe {self._probes} failed")
         return None  # one that had started before it opened
 

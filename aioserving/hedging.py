@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from aioserving.latency import RecentLatency
 from aioserving.retry import RetryBudget
@@ -75,9 +76,11 @@ class Hedging:
     """
 
     #: Seconds over which latencies are looked at.
-    WINDOW = 10.0
-    #: Seconds for which the right of a call to be hedged can be used by later ones.
-    SAVINGS = 2.0
+    WINDOW: Final = 10.0
+    #: Seconds of calls whose share of hedges can be used in one go.
+    SAVINGS: Final = 2.0
+    #: Hedges that can be saved up over any time, for clients with few calls.
+    RESERVE: Final = 3
 
     __slots__ = ("_budget", "_delay", "_recent", "_renewal", "hedged", "policy")
 
@@ -85,8 +88,8 @@ class Hedging:
         self.policy = policy
         #: Calls that were hedged.
         self.hedged = 0
-        # No reserve: at no time have more than the share of all calls been hedged.
-        self._budget = RetryBudget(policy.max_extra_load, 0, self.SAVINGS)
+        # Nothing but calls pays in: at no time have more than the share of all calls been hedged.
+        self._budget = RetryBudget(policy.max_extra_load, self.RESERVE, self.SAVINGS, initial=0, trickle=0)
         self._recent = RecentLatency(self.WINDOW)
         self._delay = policy.delay
         #: When the delay is to be computed again.

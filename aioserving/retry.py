@@ -140,28 +140,29 @@ _TOKEN: Final = 1_000_000
 
 
 class RetryBudget:
-    """Tokens that calls pay in and retries pay out of; one for each client.
+    """Tokens that calls pay in and attempts beyond a call's first pay out of; one for each client.
 
-    Every call pays in `ratio` tokens, which expire after `window` seconds, a retry costs one. Besides, there
-    is a reserve for clients with so few calls that a share of them is nothing. It is refilled at a
-    token a second, but not while retries are wanted: only what is beyond `window` seconds since one was last
-    asked for counts. So while a client's calls keep failing, however long, retries are at most `ratio` of
-    them plus the reserve, and after a calm the reserve is there again.
+    Every call pays in `ratio` tokens, a retry costs one. What has not been spent after `window` seconds goes
+    into a reserve, which holds no more than `reserve` tokens: so a long calm does not save up for a storm,
+    while clients with few calls have something to spend, too. The reserve starts full, and is also refilled
+    by `trickle` tokens a second, but not while retries are wanted: time counts only after `window` seconds in
+    which nobody asked for a token. So as long as calls keep failing, retries are at most `ratio` of all
+    calls plus what had been saved before, however long it takes.
 
     All amounts are whole millionths of a token, so that sums are exact.
 
     Args:
         ratio: tokens paid in by a call, from 0 to 1.
-        reserve: tokens that are there from the beginning.
-        window: seconds for which a call's contribution is kept (less up to a tenth).
+        reserve: tokens that the reserve can hold.
+        window: seconds for which a call's contribution is kept in full (less up to a tenth).
+        initial: tokens in the reserve at the beginning; None for as many as it can hold.
+        trickle: tokens a second that refill the reserve in calm times.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    #: Tokens a second that refill the reserve.
-    TRICKLE: Final = 1.0
-    #: Parts of the window that expire one by one.
+    #: Parts of the window that are settled one by one.
     SLICES: Final = 10
 
     __slots__ = (
@@ -176,14 +177,30 @@ class RetryBudget:
         "_width",
         "ratio",
         "reserve",
+        "trickle",
         "window",
     )
 
-    def __init__(self, ratio: float = 0.15, reserve: float = 10, window: float = 2.0) -> None:
+    def __init__(
+        self,
+        ratio: float = 0.15,
+        reserve: float = 10,
+        window: float = 2.0,
+        *,
+        initial: float | None = None,
+        trickle: float = 1.0,
+    ) -> None:
         _check_budget(ratio, reserve, window)
+        if initial is None:
+            initial = reserve
+        if not 0 <= initial <= reserve:
+            raise ValueError(f"initial must be a number from 0 to {reserve!r} (the reserve), got {initial!r}")
+        if not 0 <= trickle < math.inf:
+            raise ValueError(f"trickle must be a number, at least 0; got {trickle!r}")
         self.ratio = ratio
         self.reserve = reserve
         self.window = window
+        self.trickle = trickle
         self._unit = int(ratio * _TOKEN)
         self._width = window / self.SLICES
         #: What is left of the current slice's payments, and when it began and ends.
@@ -192,13 +209,18 @@ class RetryBudget:
         #: When earlier slices began, and what is left of each; and the sum.
         self._older: deque[tuple[float, int]] = deque()
         self._kept = 0
-        #: What is left of the reserve, when a token was last asked for.
-        self._stock = int(reserve * _TOKEN)
-        self._wanted_at = math.inf
+        #: What is in the reserve, but for what trickled in since a token was last asked for.
+        self._stock = int(initial * _TOKEN)
+        self._wanted_at = math.inf  # nothing is missing before the first withdrawal
+
+    @classmethod
+    def of(cls, policy: RetryPolicy) -> RetryBudget:
+        """The budget that a policy prescribes."""
+        return cls(policy.budget_ratio, policy.budget_reserve, policy.budget_window)
 
     def __repr__(self) -> str:
         left = (self._fresh + self._kept + self._stock) / _TOKEN
-        return f"<RetryBudget of {self.reserve:g} and {self.ratio:g} a call, with {left:.3g} tokens left>"
+        return f"<RetryBudget of {self.ratio:g} a call and {self.reserve:g} in reserve, {left:.3g} left>"
 
     def deposit(self, now: float) -> None:
         """Pay in for a call that starts `now`; not for its retries."""
@@ -209,25 +231,27 @@ class RetryBudget:
     def affords(self, now: float) -> bool:
         """Whether `try_withdraw` would succeed `now`; asking is not wanting."""
         if now >= self._edge:
-            return self._available(now) >= _TOKEN
-        paid = self._fresh + self._kept
-        return paid >= _TOKEN or (self.reserve > 0 and paid + self._refilled(now) >= _TOKEN)
+            self._turn(now)
+        settled = self._fresh + self._kept + self._stock
+        return settled >= _TOKEN or (self.trickle > 0 and settled + self._trickled(now) >= _TOKEN)
 
     def balance(self, now: float) -> float:
         """Tokens that can be spent `now`."""
-        return self._available(now) / _TOKEN
+        if now >= self._edge:
+            self._turn(now)
+        return (self._fresh + self._kept + self._stock + self._trickled(now)) / _TOKEN
 
     def try_withdraw(self, now: float) -> bool:
         """Take a token for an attempt that is not a call's first; False if there is none."""
         if now >= self._edge:
             self._turn(now)
-        self._stock = self._refilled(now)
+        self._stock += self._trickled(now)
         self._wanted_at = now
         if self._fresh + self._kept + self._stock < _TOKEN:
             return False
         owed = _TOKEN
         older = self._older
-        while owed and older:  # what expires first is spent first
+        while owed and older:  # what expires first is spent first, the reserve last
             began, amount = older.popleft()
             paid = min(owed, amount)
             if paid < amount:
@@ -239,39 +263,25 @@ class RetryBudget:
         self._stock -= owed - paid
         return True
 
-    def _available(self, now: float) -> int:
-        paid = self._fresh + self._kept
-        if now >= self._edge:
-            oldest = self._oldest(self._next(now))
-            paid = sum(amount for began, amount in self._older if began >= oldest)
-            paid += self._fresh if self._began >= oldest else 0
-        return paid + self._refilled(now)
-
-    def _refilled(self, now: float) -> int:
+    def _trickled(self, now: float) -> int:
+        """What the calm since a token was last asked for adds to the reserve."""
+        room = self.reserve * _TOKEN - self._stock
         calm = now - self._wanted_at - self.window
-        if calm <= 0:
-            return self._stock
-        return int(min(self.reserve * _TOKEN, self._stock + calm * self.TRICKLE * _TOKEN))
-
-    def _next(self, now: float) -> float:
-        """When the slice that `now` falls into begins, after the current one has ended."""
-        return self._edge if now < self._edge + self._width else now
-
-    def _oldest(self, began: float) -> float:
-        """Slices that began earlier are too old before the one that begins then has ended."""
-        return began + self._width * (1 - 1e-6) - self.window
+        return int(min(room, calm * self.trickle * _TOKEN)) if calm > 0 < room and self.trickle else 0
 
     def _turn(self, now: float) -> None:
-        """Begin the slice that `now` falls into, and let expire what is too old."""
+        """Begin the slice that `now` falls into, and put into the reserve what is too old."""
         if self._fresh:
             self._older.append((self._began, self._fresh))
             self._kept += self._fresh
             self._fresh = 0
-        self._began = self._next(now)
+        self._began = self._edge if now < self._edge + self._width else now
         self._edge = self._began + self._width
-        oldest = self._oldest(self._began)
+        oldest = self._edge - self.window - self._width * 1e-6
         while self._older and self._older[0][0] < oldest:
-            self._kept -= self._older.popleft()[1]
+            expired = self._older.popleft()[1]
+            self._kept -= expired
+            self._stock = min(int(self.reserve * _TOKEN), self._stock + expired)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,8 +338,8 @@ def decide(
         remaining: seconds until the call's deadline, None if it has none.
         elsewhere: whether there is an endpoint that may be asked and was not yet, in this call.
         budget: the client's.
-        pushback: seconds that the server told us to wait (``grpc-retry-pushback-ms``); negative, or not a
-            number, if it told us not to retry; None if it said nothing.
+        pushback: seconds that the server told us to wait (``grpc-retry-pushback-ms``); negative, or no
+            finite number, if it told us not to retry; None if it said nothing.
         now: the time, on the budget's clock.
         random: where chance comes from.
     """
@@ -347,7 +357,7 @@ def decide(
         if policy.max_attempts == 1:
             return GiveUp("retries are switched off")
         return GiveUp(f"all {policy.max_attempts} attempts are used up")
-    if pushback is not None and not pushback >= 0:
+    if pushback is not None and not 0 <= pushback < math.inf:
         return GiveUp("the server asked not to retry")
 
     where = error.endpoint or "the endpoint"
