@@ -153,6 +153,29 @@ def test_a_key_has_to_belong_to_the_first_certificate() -> None:
         pem.check_pair(chain, broken, "tls")
 
 
+@pytest.mark.parametrize("form", ["PKCS8", "TraditionalOpenSSL"])
+@pytest.mark.parametrize("kind", ["RSA", "ECDSA"])
+def test_keys_of_every_kind_and_form(kind: str, form: str) -> None:
+    """RSA and elliptic curves, in the forms that openssl and certificate authorities write."""
+    from cryptography.hazmat.primitives import serialization
+
+    made = AUTHORITY.issue_cert("localhost", key_type=trustme.KeyType[kind])
+    key = serialization.load_pem_private_key(made.private_key_pem.bytes(), None)
+    text = key.private_bytes(
+        serialization.Encoding.PEM, getattr(serialization.PrivateFormat, form), serialization.NoEncryption()
+    ).decode()
+    block = pem.private_key(text, "x")
+    assert block.text == text
+    pem.check_pair(pem.certificates(made.cert_chain_pems[0].bytes().decode(), "x"), block, "x")
+    encrypted = key.private_bytes(
+        serialization.Encoding.PEM,
+        getattr(serialization.PrivateFormat, form),
+        serialization.BestAvailableEncryption(b"passphrase"),
+    ).decode()
+    with pytest.raises(ValueError, match="x: the private key is encrypted"):
+        pem.private_key(encrypted, "x")
+
+
 def test_pairs_are_checked_where_there_is_no_file_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """On other systems the check leaves no file behind, and finds the same."""
     written: list[str] = []
