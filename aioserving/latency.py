@@ -239,7 +239,8 @@ class RecentLatency:
 
     def _turn(self, now: float) -> None:
         """Begin the slice that `now` falls into, and drop those that are too old."""
-        began = self._edge if now < self._edge + self._width else now
+        late = now - self._edge
+        began = now if late == math.inf else self._edge + late // self._width * self._width
         self._edge = began + self._width
         oldest = self._edge - self.window - self._width * 1e-6
         while self._slices and self._slices[0][0] < oldest:

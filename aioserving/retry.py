@@ -275,7 +275,8 @@ class RetryBudget:
             self._older.append((self._began, self._fresh))
             self._kept += self._fresh
             self._fresh = 0
-        self._began = self._edge if now < self._edge + self._width else now
+        late = now - self._edge
+        self._began = now if late == math.inf else self._edge + late // self._width * self._width
         self._edge = self._began + self._width
         oldest = self._edge - self.window - self._width * 1e-6
         while self._older and self._older[0][0] < oldest:
