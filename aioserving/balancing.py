@@ -345,7 +345,7 @@ class PowerOfTwoChoices(Balancer):
         if not pairs:
             return endpoints[0]
         if exclude or view.cumulative is not None:
-            return self._choose_among(endpoints, view, now, exclude)
+            return self._choose_among(endpoints, view, now, exclude, [])
         # One random number gives an ordered pair of two different ones.
         index, other = divmod(int(self._random() * pairs), len(endpoints) - 1)
         first = endpoints[index]
@@ -357,23 +357,25 @@ class PowerOfTwoChoices(Balancer):
             or in_flight >= first.limit
             or others >= second.limit
         ):
-            return self._choose_among(endpoints, view, now, exclude)
+            return self._choose_among(endpoints, view, now, exclude, [first, second])
         typical, rate = self._typical, self._rate
         latency = typical + (first.latency - typical) * math.exp((now - first.observed_at) * rate)
         its = typical + (second.latency - typical) * math.exp((now - second.observed_at) * rate)
         return second if its * (others + 1) * self.TOLERANCE < latency * (in_flight + 1) else first
 
     def _choose_among(
-        self, endpoints: tuple[L, ...], view: _View, now: float, exclude: Collection[Load]
+        self, endpoints: tuple[L, ...], view: _View, now: float, exclude: Collection[Load], drawn: list[L]
     ) -> L:
+        """The same where not all can be chosen; candidates in `drawn` come first."""
         first: L | None = None
-        out: list[Load] = []
-        for _ in range(self.DRAWS):
-            load = endpoints[self._draw(view)]
-            if load is first or load in out:
+        # One chance in a decision, or the share of those that are passed over would be more than it should.
+        seen: list[Load] = []
+        for index in range(self.DRAWS):
+            load = drawn[index] if index < len(drawn) else endpoints[self._draw(view)]
+            if load in seen:
                 continue
+            seen.append(load)
             if not self._takes_part(load, now, exclude):
-                out.append(load)  # one chance in a decision, or its share would be more than it should
                 continue
             if first is None:
                 first = load
@@ -412,37 +414,44 @@ class LeastOutstanding(Balancer):
 
     def choose(self, endpoints: tuple[L, ...], now: float, exclude: Collection[Load] = ()) -> L:
         """The one with the fewest calls in flight for its weight; see `Balancer.choose`."""
-        if not endpoints:
-            raise ValueError("there is no endpoint to choose")
         candidates: Sequence[L] = endpoints
         count = len(endpoints)
         if count > self.SCAN:
-            number = self._random
-            candidates = [endpoints[int(number() * count)] for _ in range(self.SAMPLE)]
-        for _ in range(self.SAMPLE):
+            view = self._views.get(id(endpoints)) or self._view(endpoints)
+            if view.cumulative is None:
+                number = self._random
+                candidates = [endpoints[int(number() * count)] for _ in range(self.SAMPLE)]
+            else:
+                candidates = [endpoints[self._draw(view)] for _ in range(self.SAMPLE)]
+        out = exclude
+        while True:
             best: L | None = None
             best_load = best_turn = math.inf
             for load in candidates:
-                in_flight = load.in_flight
-                if in_flight >= load.limit or (exclude and load in exclude):
+                in_flight: float = load.in_flight
+                if in_flight >= load.limit or (out and load in out):
                     continue
-                relative = in_flight / load.weight if in_flight else 0.0
-                if relative < best_load or (relative == best_load and load.turn < best_turn):
-                    best, best_load, best_turn = load, relative, load.turn
+                if in_flight:
+                    in_flight /= load.weight
+                if in_flight < best_load or (in_flight == best_load and load.turn < best_turn):
+                    best, best_load, best_turn = load, in_flight, load.turn
             if best is None:
-                break
+                if not endpoints:
+                    raise ValueError("there is no endpoint to choose")
+                last = self._any(endpoints, now, exclude)
+                self._take_turn(last)
+                return last
             self._take_turn(best)
             # Decided when it has won, so that one that is passed over goes to the end of the line, too.
             if now >= best.restrained_until or self._random() < self.share(best, now):
                 return best
-            exclude = (*exclude, best)
-        best = self._any(endpoints, now, exclude)
-        self._take_turn(best)
-        return best
+            out = (*out, best)
 
     def _take_turn(self, load: Load) -> None:
-        self._turn = max(self._turn, load.turn)
-        load.turn = self._turn + 1 / load.weight
+        turn = self._turn
+        if load.turn > turn:
+            self._turn = turn = load.turn
+        load.turn = turn + 1 / load.weight
 
 
 class RoundRobin(Balancer):
