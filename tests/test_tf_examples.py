@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aioserving import InvalidInputError, messages
@@ -147,6 +147,9 @@ def test_context() -> None:
     assert parsed([{}])[0].WhichOneof("kind") == "example_list"
 
 
+# Other work on the machine makes single examples slow at times, and drawing them, too.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 SCALARS = {
     "ints": st.integers(-(2**63), 2**63 - 1),
     "floats": st.floats(width=32, allow_nan=False),
@@ -156,6 +159,7 @@ SCALARS = {
 }
 
 
+@PATIENT
 @given(st.data())
 def test_what_is_put_in_is_what_protobuf_reads(data: st.DataObject) -> None:
     """For any values, list lengths and missing features, by rows and by columns."""
@@ -234,7 +238,7 @@ def array_columns(draw: st.DrawFn) -> dict[str, np.ndarray]:
 int64s = st.integers(0, 63).flatmap(lambda bits: st.integers(-(2**bits), 2**bits - 1))
 
 
-@settings(deadline=None)
+@PATIENT
 @given(array_columns(), st.sampled_from([None, {"country": ["NL"]}]))
 def test_columns_are_what_protobuf_builds(
     columns: dict[str, Any], context: dict[str, list[str]] | None
