@@ -676,7 +676,9 @@ class _Connection:
         self.number = number
         self.loop = loop
         self.ended: asyncio.Future[None] = loop.create_future()
+        #: The client's socket until its leg has it; the loop owns it from `_handed_over` on.
         self.accepted: socket.socket | None = accepted
+        self._handed_over = False
         self.to_target = _Flow(self, "to_target")
         self.to_client = _Flow(self, "to_client")
         self.flows = (self.to_target, self.to_client)
@@ -732,13 +734,18 @@ class _Connection:
             self.proxy._target_failures += 1
             self.reset()
             return
-        accepted, self.accepted = self.accepted, None
-        if accepted is not None:
-            await self.loop.connect_accepted_socket(lambda: self.client, accepted)
+        if self.accepted is not None:
+            self._handed_over = True
+            await self.loop.connect_accepted_socket(lambda: self.client, self.accepted)
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         self._opening = None
-        if not opening.cancelled() and (error := opening.exception()) is not None:
+        if self._handed_over:
+            self.accepted = None
+        if opening.cancelled():
+            for leg in (self.client, self.target):
+                leg.check_lost()
+        elif (error := opening.exception()) is not None:
             logger.error("%r failed to take a connection", self.proxy, exc_info=error)
             self.abort()
         self.check_end()
@@ -823,7 +830,7 @@ class _Connection:
             flow.stop()
         if self._opening is not None:
             self._opening.cancel()
-        if self.accepted is not None:
+        if self.accepted is not None and not self._handed_over:
             self.accepted.close()
             self.accepted = None
         for leg in (self.client, self.target):
@@ -864,6 +871,9 @@ class _Leg(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.open = True
         self.blocked = False
+        self.check_lost()
+        if self.gone:
+            return
         self.transport.set_write_buffer_limits(high=_SOCKET_BUFFER)
         if self.connection.closing:
             self.abort()
@@ -891,6 +901,13 @@ class _Leg(asyncio.Protocol):
             self.reads.feed(None)
             self.writes.drop()
         self.connection.check_end()
+
+    def check_lost(self) -> None:
+        """Take a socket that was closed while it was opened for lost: uvloop says nothing more of it."""
+        if self.open and self.transport is not None and self.transport.is_closing():
+            self.open = False
+            self.gone = True
+            self.blocked = True
 
     def pause_writing(self) -> None:
         self.blocked = True

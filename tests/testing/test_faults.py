@@ -417,6 +417,18 @@ async def test_reset() -> None:
         assert await echo(*await wire.connect()) < 1
 
 
+async def test_reset_while_a_connection_opens() -> None:
+    """Whenever in its opening a connection is reset, its client sees an RST, and nothing is left."""
+    async with wired() as wire:
+        for turns in range(60):
+            client = await wire.client()
+            for _ in range(turns % 20):
+                await asyncio.sleep(0)
+            with wire.proxy.fault(Reset()):
+                assert await client.is_reset()
+        await until(lambda: wire.proxy.stats().connections == 0)
+
+
 async def test_black_hole_on_a_running_connection() -> None:
     """Nothing passes a black hole, neither bytes nor the end; healed, all of it comes, and nothing twice."""
     async with wired() as wire:
@@ -828,6 +840,7 @@ def test_uvloop() -> None:
 
     async def story() -> None:
         await test_reset()
+        await test_reset_while_a_connection_opens()
         await test_half_open()
         await test_refuse(None)
         await test_cut(3_000, None)
