@@ -364,8 +364,10 @@ def _exempt(host: str, environ: Mapping[str, str]) -> bool:
     if variable is None:
         return False
     ip = _ip(host)
+    whole = "." + host.lower()
     for entry in map(str.strip, environ[variable].split(",")):
-        if entry and host.lower().endswith(entry.lower()):
+        domain = entry.lower().removeprefix(".")  # older gRPC also took the end of a label
+        if domain and whole.endswith("." + domain):
             return True
         if ip is not None and "/" in entry:
             try:
