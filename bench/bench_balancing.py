@@ -45,7 +45,7 @@ def simulate_policies(
         report.text(
             f"## {fleet.name}\n\n{fleet.rate:,.0f} calls per second, {fleet.utilisation:.0%} of what the "
             f"servers can do; {seconds(fleet.service)} of work each on average, {fleet.slots} at a time per "
-            f'server; each client uses {fleet.subset} servers. "Some servers" are '
+            f'server; each client uses {fleet.subset} servers at most. "Some servers" are '
             f"{max(1, fleet.servers // 20)} of {fleet.servers}."
         )
         rows = []

@@ -54,7 +54,7 @@ class Fleet:
     name: str
     servers: int
     clients: int
-    #: Servers that each client uses.
+    #: Servers that each client uses at most.
     subset: int
     #: Calls that a server works on at a time.
     slots: int
@@ -69,7 +69,7 @@ class Fleet:
         return self.utilisation * self.servers * self.slots / self.service
 
 
-SMALL = Fleet("3 servers, 4 clients", 3, 4, 3, slots=8, service=0.02, utilisation=0.6)
+SMALL = Fleet("3 servers, 4 clients", 3, 4, 10, slots=8, service=0.02, utilisation=0.6)
 LARGE = Fleet("200 servers, 2000 clients", 200, 2000, 20, slots=4, service=0.1, utilisation=0.6)
 
 
