@@ -309,7 +309,8 @@ Decision: TypeAlias = Retry | GiveUp
 # which a server that is alive and well says it (serving-behaviour 1.1 and 3.3; HTTP/2's REFUSED_STREAM when
 # there are more calls on a connection than it takes).
 _SAID_BY_A_LIVE_SERVER: Final = re.compile(
-    r"batch scheduling queue|Model labels does not init yet|RST_STREAM(?: with)? error code 7\b|REFUSED_STREAM"
+    r"batch scheduling queue|Model labels does not init yet|"
+    r"RST_STREAM(?: with)? error code 7\b|REFUSED_STREAM"
 )
 
 
