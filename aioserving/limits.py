@@ -158,9 +158,10 @@ class GradientLimit:
     for normal, and the limit would creep up without end. `expected` falls quickly with any lower
     latency, and rises only by what is measured with room to spare: while less than half of the limit is in
     use, when the limit has halved and latency is still as high (the server became slower), and by a probe:
-    every `probe_interval` seconds of use the limit is halved for about two rounds, and the
-    latency of the calls sent then is `expected`. While probes find lower values they follow one another
-    quickly. Several clients of one server disturb each other's probes; their sum still shrinks in overload.
+    every `probe_interval` seconds of use (and fifty times `expected` at least) the limit is a third for about
+    two rounds, and the latency of the calls sent then is `expected`. While probes find lower values, they
+    follow one another quickly. Several clients of one server disturb each other's probes, and share it
+    less evenly the fewer calls each has in flight.
 
     Args:
         initial: the limit to begin with.
@@ -324,12 +325,13 @@ class GradientLimit:
             self._set(self._exact + self.smoothing * (goal - self._exact))
         if now >= self._probe_at and half_used and self.limit > self.minimum:
             self._probe_from = now
-            self.limit = max(self.minimum, self.limit // 2)
+            # Half would still hold a queue at a small server: with c workers and a limit of 4 c.
+            self.limit = max(self.minimum, self.limit // 3)
         self._begin_round()
 
     def _end_probe(self, now: float, pause: float) -> None:
         self._probe_from = None
-        self._probe_at = now + pause
+        self._probe_at = now + max(pause, 50 * self.expected)
         self._base_limit = self._exact
         self.limit = int(self._exact)
 

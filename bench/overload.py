@@ -19,21 +19,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import Literal
 
-from aioserving.latency import RecentLatency
 from aioserving.limits import AdaptiveLimit, FixedLimit, Limit, make_limit
-from aioserving.queueing import Waiter, WaitingQueue
+from aioserving.queueing import CallTime, Waiter, WaitingQueue
 
 #: Spread of service times.
 SIGMA = 0.5
-#: The percentile of latency that a call must have left when it gets its turn.
-NEEDS = 0.95
+#: Seconds that a refusal by the server takes.
+REFUSAL = 0.001
 LOADS = (0.5, 0.9, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 
@@ -43,6 +45,8 @@ class Server:
 
     workers: int
     service: float
+    #: Calls in the queue at most; what is beyond is refused at once.
+    room: float = math.inf
     busy: int = 0
     queue: deque[Call] = field(default_factory=deque)
 
@@ -102,7 +106,7 @@ class Simulation:
         self.random = Random(seed)
         self.now = 0.0
         self.in_flight = 0
-        self._recent = RecentLatency(window=5.0)
+        self.time = CallTime()
         self.outcome = Outcome()
         self._calls: dict[Waiter[bool], Call] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -132,11 +136,6 @@ class Simulation:
         outcome.goodput = outcome.good / seconds / self.server.capacity
         return outcome
 
-    @property
-    def needs(self) -> float:
-        """What most calls need from their turn on: with the mean, every other call let in late would miss."""
-        return self._recent.percentile(NEEDS, self.now)
-
     def close(self) -> None:
         for waiter in self._calls:
             self.queue.withdraw(waiter, self.now)
@@ -149,12 +148,12 @@ class Simulation:
         call = Call(now + self.deadline)
         if self.in_flight < self.limit.limit and not self.queue:
             self._send(call)
-        elif self.queue.refuse("m", call.deadline, now, needs=self.needs) is not None:
+        elif self.queue.refuse("m", call.deadline, now, needs=self.time.seconds) is not None:
             self.outcome.refused += 1
             return
         else:
             future: asyncio.Future[bool] = self._loop.create_future()
-            call.waiter = self.queue.push(future, "m", now, call.deadline, needs=self.needs)
+            call.waiter = self.queue.push(future, "m", now, call.deadline, needs=self.time.seconds)
             self._calls[call.waiter] = call
             self.outcome.longest_queue = max(self.outcome.longest_queue, len(self.queue))
         self.at(call.deadline, lambda: self._give_up(call))
@@ -165,8 +164,12 @@ class Simulation:
         server = self.server
         if server.busy < server.workers:
             self._work(call)
-        else:
+        elif len(server.queue) < server.room:
             server.queue.append(call)
+        else:
+            self.outcome.missed += 1
+            # At once, but not within the call of whoever sent it.
+            self.at(self.now + REFUSAL, lambda: self._end(call, dropped=True))
 
     def _work(self, call: Call) -> None:
         self.server.busy += 1
@@ -181,7 +184,7 @@ class Simulation:
         if not call.over:
             self.outcome.good += 1
             self.outcome.latencies.append(self.now - call.deadline + self.deadline)
-            self._recent.record(self.now - call.sent, self.now)
+            self.time.record(self.now - call.sent)
             self._end(call, dropped=False)
 
     def _give_up(self, call: Call) -> None:
@@ -189,6 +192,7 @@ class Simulation:
             return
         if call.sent:
             self.outcome.missed += 1
+            self.time.record(self.now - call.sent, missed=True)
             waited = call.sent - call.deadline + self.deadline
             self._end(call, dropped=True if self.now - call.sent >= waited else None)
         elif call.waiter is not None:
@@ -212,8 +216,10 @@ KINDS: dict[str, Callable[[], Limit]] = {
     "none": lambda: FixedLimit(1_000_000),
     "fixed, 2 x workers": lambda: FixedLimit(16),
     "aimd": lambda: make_limit(AdaptiveLimit(kind="aimd")),
+    "aimd, 0.1 s": lambda: make_limit(AdaptiveLimit(kind="aimd", timeout=0.1)),
     "gradient": lambda: make_limit(AdaptiveLimit()),
 }
+ORDERS: tuple[Literal["fifo", "adaptive"], ...] = ("fifo", "adaptive")
 
 
 def main() -> None:
@@ -224,18 +230,21 @@ def main() -> None:
     print(
         "goodput / mean limit / 99th percentile of answers in time (ms); 8 workers of 20 ms, deadline 0.5 s"
     )
-    print(f"{'offered load':20}" + "".join(f"{load:>20g}" for load in LOADS))
-    for name, make in KINDS.items():
+    print(f"{'offered load':30}" + "".join(f"{load:>20g}" for load in LOADS))
+    for name, make, order in itertools.chain.from_iterable(
+        ((f"{name}, {order}", make, order) for order in ORDERS) for name, make in KINDS.items()
+    ):
         cells = []
         for load in LOADS:
-            simulation = Simulation(Server(8, 0.020), make(), deadline=0.5)
-            simulation.run(warm, load)
-            outcome = simulation.run(seconds, load)
-            simulation.close()
+            with contextlib.closing(
+                Simulation(Server(8, 0.020), make(), deadline=0.5, queue=WaitingQueue(order=order))
+            ) as simulation:
+                simulation.run(warm, load)
+                outcome = simulation.run(seconds, load)
             latencies = sorted(outcome.latencies)
             p99 = latencies[int(len(latencies) * 0.99)] * 1e3 if latencies else 0.0
             cells.append(f"{outcome.goodput:.2f} / {outcome.limit:.0f} / {p99:.0f}")
-        print(f"{name:20}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"{name:30}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 if __name__ == "__main__":
