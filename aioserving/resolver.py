@@ -24,7 +24,7 @@ import socket
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from aioserving import errors
 from aioserving.targets import Target
@@ -36,6 +36,8 @@ Lookup: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 
 #: ``on_change(added, removed)`` is told what became of the endpoints.
 OnChange: TypeAlias = Callable[[Sequence[Target], Sequence[Target]], None]
+
+_T = TypeVar("_T")
 
 logger = logging.getLogger("aioserving.resolver")
 
@@ -158,7 +160,7 @@ class SystemLookup:
     """
 
     def __init__(self) -> None:
-        self._running: dict[tuple[str, int], asyncio.Task[list[Any]]] = {}
+        self._running: dict[tuple[str, int], asyncio.Future[list[Any]]] = {}
 
     def __repr__(self) -> str:
         return f"<SystemLookup, {len(self._running)} under way>"
@@ -172,14 +174,12 @@ class SystemLookup:
         key = (host, port)
         task = self._running.get(key)
         if task is None:
-            loop = asyncio.get_running_loop()
-            task = loop.create_task(_getaddrinfo(loop, host, port))
-            self._running[key] = task
+            task = self._running[key] = _background(_getaddrinfo(host, port))
             task.add_done_callback(lambda done: self._forget(key, done))
         found = await asyncio.shield(task)
         return list(dict.fromkeys(str(sockaddr[0]) for _, _, _, _, sockaddr in found))
 
-    def _forget(self, key: tuple[str, int], task: asyncio.Task[list[Any]]) -> None:
+    def _forget(self, key: tuple[str, int], task: asyncio.Future[list[Any]]) -> None:
         if self._running.get(key) is task:
             del self._running[key]
         if not task.cancelled():
@@ -194,8 +194,8 @@ class SystemLookup:
             await asyncio.wait(tasks)
 
 
-async def _getaddrinfo(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Any]:
-    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+async def _getaddrinfo(host: str, port: int) -> list[Any]:
+    return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 class _Name:
@@ -227,7 +227,7 @@ class _Name:
         self.looking = False
         #: Done when the next lookup has ended.
         self.round: asyncio.Future[None] | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Future[None] | None = None
         self.sleeper: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -335,7 +335,7 @@ class Resolver:
         for name in self._names:
             name.round = loop.create_future()
             # In a context of its own: the one of whoever came first would live as long as the task.
-            name.task = contextvars.Context().run(loop.create_task, self._watch(name))
+            name.task = contextvars.Context().run(_background, self._watch(name))
 
     async def aclose(self) -> None:
         """Stop; whoever waits for an answer gets a `ClientClosedError`. Safe to call again."""
@@ -358,12 +358,8 @@ class Resolver:
             if name.task is None or name.task.done():
                 continue
             loop = name.task.get_loop()
-            if not loop.is_closed():
-                with contextlib.suppress(RuntimeError):  # closed by another thread in this moment
-                    loop.call_soon_threadsafe(name.task.cancel)
-                    continue
-            # It can never end: nothing that anybody should be told about.
-            name.task._log_destroy_pending = False  # type: ignore[attr-defined]
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the task will never end
+                loop.call_soon_threadsafe(name.task.cancel)
 
     def request(self) -> None:
         """Look names up soon, because an endpoint failed; plain, cheap, and limited by `min_interval`.
@@ -387,9 +383,9 @@ class Resolver:
             DeadlineExceededError: the deadline passed before.
             ClientClosedError: it was closed, now or while waiting.
         """
-        if self.endpoints and not self._closed:
-            return self.endpoints
         self.start()
+        if self.endpoints:
+            return self.endpoints
         self._bring_forward(anyway=True)
         while not self.endpoints:
             now = self._now()
@@ -443,19 +439,11 @@ class Resolver:
 
     async def _wait_for_any(self, names: Sequence[_Name], deadline: float | None) -> None:
         """Wait until one of the lookups has ended."""
-        waiting: list[asyncio.Future[None]] = [name.round for name in names if name.round is not None]
-        sleeper: asyncio.Future[None] | None = None
-        if deadline is not None:
-            left = deadline - self._now()
-            if left > 0:
-                sleeper = asyncio.ensure_future(self._sleep(left))
-        if sleeper is not None:
-            try:
-                await asyncio.wait((*waiting, sleeper), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                await _end(sleeper)
-        elif deadline is None:
+        waiting = [name.round for name in names if name.round is not None]
+        if deadline is None:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        elif (left := deadline - self._now()) > 0:
+            await _either([_background(self._sleep(left))], waiting)
         if self._closed:
             raise errors.ClientClosedError(_CLOSED)
         if not any(future.done() for future in waiting):
@@ -467,12 +455,9 @@ class Resolver:
         while True:
             delay = name.schedule.due - self._now()
             if delay > 0:
-                name.sleeper = sleeper = asyncio.ensure_future(self._sleep(delay))
-                try:
-                    await asyncio.wait((sleeper,))  # a cancelled sleeper is a reason to look again
-                finally:
-                    name.sleeper = None
-                    await _end(sleeper)
+                name.sleeper = _background(self._sleep(delay))
+                await _either([name.sleeper])  # a cancelled sleeper is a reason to look again
+                name.sleeper = None
                 continue
             name.looking = True
             try:
@@ -484,12 +469,8 @@ class Resolver:
                 finished.set_result(None)
 
     async def _look_up(self, name: _Name) -> None:
-        asking = asyncio.ensure_future(self._ask(name))
-        sleeper = asyncio.ensure_future(self._sleep(self.options.timeout))
-        try:
-            await asyncio.wait((asking, sleeper), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await _end(asking, sleeper)
+        asking = _background(self._ask(name))
+        await _either([asking, _background(self._sleep(self.options.timeout))])
         answer: tuple[str, ...] = ()
         if asking.cancelled():
             reason = f"no answer within {self.options.timeout:g} s"
@@ -521,8 +502,9 @@ class Resolver:
         """Tell the difference that the answers make."""
         before = self.endpoints
         after = endpoints_of(self._targets, {name.target: name.answer for name in self._names}, before)
-        added = tuple(endpoint for endpoint in after if endpoint not in set(before))
-        removed = tuple(endpoint for endpoint in before if endpoint not in set(after))
+        old, new = frozenset(before), frozenset(after)
+        added = tuple(endpoint for endpoint in after if endpoint not in old)
+        removed = tuple(endpoint for endpoint in before if endpoint not in new)
         if not added and not removed:
             return  # perhaps another order, as DNS servers rotate their answers
         self.endpoints = after
@@ -550,8 +532,24 @@ _ADVICE: Final = (
 )
 
 
-async def _end(*futures: asyncio.Future[Any]) -> None:
-    """Cancel what is still under way, and wait until it has ended."""
+def _background(work: Awaitable[_T]) -> asyncio.Future[_T]:
+    """A task that nobody misses where its loop is closed before it has ended."""
+    task = asyncio.ensure_future(work)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    return task
+
+
+async def _either(own: Sequence[asyncio.Future[Any]], others: Sequence[asyncio.Future[Any]] = ()) -> None:
+    """Wait until one of them is done; then, or if cancelled, end those that are the caller's own."""
+    try:
+        await asyncio.wait((*own, *others), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:  # and not finally: nothing can be awaited where a loop was closed
+        await _end(own)
+        raise
+    await _end(own)
+
+
+async def _end(futures: Sequence[asyncio.Future[Any]]) -> None:
     for future in futures:
         future.cancel()
     await asyncio.wait(futures)
