@@ -3,8 +3,16 @@
 A hedge goes to another endpoint once a call has taken longer than most do; the first answer wins, the other
 attempt is cancelled (Dean and Barroso, "The Tail at Scale", 2013). The rules are those of Finagle's
 ``BackupRequestFilter``: a percentile of recent latencies as the delay, no shorter than a millisecond, and a
-cap on the extra load. gRPC's own ``hedgingPolicy`` (proposal A6) is ignored by its C core, hence
-by Python. Timers, the second attempt and the cancelling are the business of the pool.
+cap on the extra load. One rule is added: a call that takes less than twice the median is not late, however
+few take longer. gRPC's own ``hedgingPolicy`` (proposal A6) is ignored by its C core, hence by Python.
+
+The defaults come from a simulation (in ``tests/test_hedging.py``) in which a share of calls takes ten times
+as long. With 5 % of such calls, waiting for the 95th percentile lowers the 99th by a factor of 2.5 only,
+because slow calls make up that percentile; the 90th lowers it by 4.3, but sends one call in ten twice
+when nothing is wrong. The 90th and at least twice the median lowers it by 3.8 with 6 % more calls, and costs
+1 % when nothing is wrong.
+
+Timers, the second attempt and the cancelling are the business of the pool.
 """
 
 from __future__ import annotations
@@ -30,7 +38,9 @@ class HedgingPolicy:
     #: Seconds after which a call is sent again; None to go by `percentile`.
     delay: float | None = None
     #: The share of recent calls, between 0 and 1, whose latency is waited for; not used with a fixed `delay`.
-    percentile: float | None = 0.95
+    percentile: float | None = 0.9
+    #: The least delay that a percentile can give, as a multiple of the median latency; 0 for any.
+    times_median: float = 2.0
     #: The least delay that a percentile can give, in seconds.
     minimum: float = 0.001
     #: The greatest delay that a percentile can give, in seconds; None for no limit.
@@ -50,8 +60,10 @@ class HedgingPolicy:
             raise ValueError("give a delay or a percentile")
         if self.percentile is not None and not 0 < self.percentile < 1:
             raise ValueError(
-                f"percentile must be a number between 0 and 1, such as 0.95; got {self.percentile!r}"
+                f"percentile must be a number between 0 and 1, such as 0.9; got {self.percentile!r}"
             )
+        if not 0 <= self.times_median < math.inf:
+            raise ValueError(f"times_median must be a number, at least 0; got {self.times_median!r}")
         if not 0 <= self.minimum < math.inf:
             raise ValueError(f"minimum must be a number of seconds, at least 0; got {self.minimum!r}")
         if self.maximum is not None and not self.minimum <= self.maximum < math.inf:
@@ -128,5 +140,8 @@ class Hedging:
         if policy.percentile is None or self._recent.count(now) < policy.min_samples:
             self._delay = None
             return
-        late = max(policy.minimum, self._recent.percentile(policy.percentile, now))
+        late = self._recent.percentile(policy.percentile, now)
+        if policy.times_median:
+            late = max(late, policy.times_median * self._recent.percentile(0.5, now))
+        late = max(policy.minimum, late)
         self._delay = late if policy.maximum is None else min(late, policy.maximum)
