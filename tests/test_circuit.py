@@ -138,6 +138,19 @@ def test_pauses_grow() -> None:
             assert transition.reason.startswith("probe ")
 
 
+def test_every_outage_begins_with_short_pauses() -> None:
+    """How long the last outage was says nothing of the next."""
+    circuit = make()
+    circuit.all_down(0.0)
+    for now in range(1, 9):
+        assert circuit.allow(now)
+        circuit.failure(now)
+    assert circuit.retry_after(8) >= 0.5
+    circuit.success(9.0)
+    circuit.all_down(10.0)
+    assert circuit.retry_after(10.0) <= 0.1
+
+
 def test_probes_of_many_clients_do_not_coincide() -> None:
     """Clients that lost the same fleet at the same moment spread their probes over half the pause."""
     waits = []
