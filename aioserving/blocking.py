@@ -22,12 +22,21 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aioserving import errors
 from aioserving._types import DEFAULT, Inputs, Metadata, Timeout
-from aioserving.client import AsyncClient, ClientStats, Model
+from aioserving.balancing import BalancingOptions
+from aioserving.circuit import CircuitOptions
+from aioserving.client import DEFAULT_RETRY, AsyncClient, ClientStats, Model
+from aioserving.events import Observer
+from aioserving.health import ClientHealth, HealthOptions
+from aioserving.hedging import HedgingPolicy
 from aioserving.inference import ClassifyResult, MultiInferenceResult, RegressResult, Tasks
 from aioserving.pool import PoolOptions
 from aioserving.prediction import PredictResult
+from aioserving.resolver import ResolverOptions
+from aioserving.retry import RetryPolicy
+from aioserving.security import TLS, Credentials
 from aioserving.signature import ModelMetadata
 from aioserving.status import ModelStatus, VersionStatus
+from aioserving.targets import Targets
 from aioserving.tf_examples import Context, Examples
 from aioserving.transport import ChannelOptions, check_fork, process_generation
 
@@ -121,39 +130,66 @@ class Client:
     are those of `AsyncClient`.
 
     Args:
-        targets: ``"host:port"``, ``"dns:///name:port"``, ``"unix:///path"``, or several of them that
-            serve the same models.
-        timeout: seconds that a call may take when it says nothing else; None for no limit.
-        credentials: TLS credentials from `grpc.ssl_channel_credentials`; None for plaintext.
+        targets: ``"host:port"``, ``"unix:///path"``, or several of them that serve the same models, also as
+            a mapping to weights; ``"dns:///name:port"`` for every address of a name, kept up to date. See
+            `aioserving.targets`.
+        timeout: seconds that a call may take when it says nothing else; None for no limit. It is one
+            deadline for everything: waiting, all attempts, and the server's own work.
+        tls: TLS, with the system's authorities if True; see `TLS`. None for plaintext.
+        credentials: what calls carry to say who makes them: a token, a key, or a scheme of one's own; see
+            `aioserving.security`. (Channel credentials of grpc's own are taken, too.)
         metadata: gRPC metadata sent with every call.
         max_message_size: largest message, in bytes, sent or received; None for what the server and
             protobuf take, 2 GiB.
+        retry: which failures are tried again, and how often; None for never.
+        hedging: when a call that is late is sent a second time; None for never.
+        balancing: which endpoint takes a call: settings, or the name of a policy.
+        health: when an endpoint gets no calls for a while.
+        circuit: when nothing is sent any more because nothing answers.
         pool: number of connections and calls in flight.
+        resolver: how often names are looked up.
         channel_options: gRPC channel arguments, over this library's own.
+        observers: functions that are told what the client decides; see `aioserving.events`.
 
     Raises:
-        ValueError: a target is malformed or there is none.
+        ValueError: a target is malformed or there is none; or credentials would go out in plaintext.
     """
 
     def __init__(
         self,
-        targets: str | Sequence[str],
+        targets: Targets,
         *,
         timeout: float | None = 60.0,
-        credentials: ChannelCredentials | None = None,
+        tls: TLS | bool | None = None,
+        credentials: Credentials | ChannelCredentials | None = None,
         metadata: Metadata = (),
         max_message_size: int | None = None,
+        retry: RetryPolicy | None = DEFAULT_RETRY,
+        hedging: HedgingPolicy | None = None,
+        balancing: BalancingOptions | str | None = None,
+        health: HealthOptions | None = None,
+        circuit: CircuitOptions | None = None,
         pool: PoolOptions | None = None,
+        resolver: ResolverOptions | None = None,
         channel_options: ChannelOptions = (),
+        observers: Iterable[Observer] = (),
     ) -> None:
         self._client = AsyncClient(
             targets,
             timeout=timeout,
+            tls=tls,
             credentials=credentials,
             metadata=metadata,
             max_message_size=max_message_size,
+            retry=retry,
+            hedging=hedging,
+            balancing=balancing,
+            health=health,
+            circuit=circuit,
             pool=pool,
+            resolver=resolver,
             channel_options=channel_options,
+            observers=observers,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -191,7 +227,7 @@ class Client:
         if self._loop is None:
             return
         if self._generation != process_generation():
-            self._client._pool.abandon()
+            self._client._abandon()
             return
         try:
             self._call(self._client.aclose(grace))
@@ -207,7 +243,7 @@ class Client:
         _shared_loop.forget()
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             # grpc closes the sockets with the channels, which have to go on their own loop's thread.
-            loop.call_soon_threadsafe(self._client._pool.abandon)
+            loop.call_soon_threadsafe(self._client._abandon)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._client!r}>"
@@ -215,6 +251,49 @@ class Client:
     def stats(self) -> ClientStats:
         """Endpoints, connections, calls in flight and totals, at this moment."""
         return self._client.stats()
+
+    def health(self) -> ClientHealth:
+        """How every endpoint is, as far as the client knows at this moment; nothing is asked."""
+        return self._client.health()
+
+    def wait_ready(
+        self, *models: str, every_endpoint: bool = False, timeout: Timeout = DEFAULT
+    ) -> ClientHealth:
+        """Connect, and wait until calls can be made.
+
+        Args:
+            models: models that must be available, too.
+            every_endpoint: wait for every endpoint instead of any one.
+            timeout: seconds to wait; the client's own setting if not given.
+
+        Returns:
+            How every endpoint is.
+
+        Raises:
+            DeadlineExceededError: not in time; the message tells what was still to come.
+        """
+        return self._run(self._client.wait_ready(*models, every_endpoint=every_endpoint, timeout=timeout))
+
+    def add_targets(self, targets: Targets) -> None:
+        """Let further endpoints take part, or give those that do another weight.
+
+        They get few calls at first, and their share within seconds.
+
+        Args:
+            targets: as for the constructor, except for names (``dns:``), which only it takes.
+
+        Raises:
+            ValueError: a target is malformed.
+        """
+        self._run(_on_loop(self._client.add_targets, targets))
+
+    def remove_targets(self, targets: Targets) -> None:
+        """Let endpoints get no more calls; those under way end.
+
+        Raises:
+            ValueError: a target is malformed, or none of this client's.
+        """
+        self._run(_on_loop(self._client.remove_targets, targets))
 
     def _start(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -1018,6 +1097,10 @@ class _Call:
             return self.task.result()
         except asyncio.CancelledError:
             raise errors.ClientClosedError("the event loop of the client was stopped") from None
+
+
+async def _on_loop(function: Callable[[Targets], None], targets: Targets) -> None:
+    function(targets)
 
 
 async def _nothing() -> None:

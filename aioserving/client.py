@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +17,9 @@ import numpy as np
 
 from aioserving import errors
 from aioserving._types import DEFAULT, Array, Inputs, Metadata, Timeout
+from aioserving.balancing import BalancingOptions
+from aioserving.calls import Answer, Calls, ModelRecord, ModelStats
+from aioserving.circuit import CircuitOptions
 from aioserving.codec import (
     decode_model_spec,
     decode_predict_response,
@@ -21,6 +27,9 @@ from aioserving.codec import (
     encode_predict_request,
 )
 from aioserving.deadline import deadline_after
+from aioserving.events import Observer, Observers
+from aioserving.health import ClientHealth, HealthOptions
+from aioserving.hedging import HedgingPolicy
 from aioserving.inference import (
     CLASSIFY,
     REGRESS,
@@ -31,10 +40,16 @@ from aioserving.inference import (
     check_signature,
     read_tasks,
 )
-from aioserving.pool import Endpoint, EndpointStats, Pool, PoolOptions
+from aioserving.monitor import check_connection, watch
+from aioserving.pool import Endpoint, EndpointStats, Place, Pool, PoolOptions
 from aioserving.prediction import PredictResult
+from aioserving.queueing import QueueStats
+from aioserving.resolver import Resolver, ResolverOptions
+from aioserving.retry import NO_RETRIES, RetryPolicy
+from aioserving.security import TLS, Credentials, check_metadata, check_plaintext, connection_advice
 from aioserving.signature import ModelMetadata, Signature
 from aioserving.status import ModelStatus, VersionStatus
+from aioserving.targets import Target, Targets, parse_targets, proxy_note
 from aioserving.tf_examples import Context, Examples, encode_input
 from aioserving.transport import ChannelOptions, Transport, check_fork, process_generation
 from aioserving.wire import delimited
@@ -58,6 +73,9 @@ _GET_MODEL_METADATA: Final = "/tensorflow.serving.PredictionService/GetModelMeta
 _GET_MODEL_STATUS: Final = "/tensorflow.serving.ModelService/GetModelStatus"
 _RELOAD_CONFIG: Final = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
 
+#: The retries of a client that says nothing else.
+DEFAULT_RETRY: Final = RetryPolicy()
+
 #: Seconds for which fetched signatures are believed when they refuse an input.
 _BELIEVE: Final = 1.0
 
@@ -66,12 +84,21 @@ _Result = TypeVar("_Result", ClassifyResult, RegressResult, MultiInferenceResult
 
 @dataclass(frozen=True)
 class ClientStats:
-    """What a client holds and has done, at one moment."""
+    """What a client holds and has done, at one moment; `print` it."""
 
-    #: Every endpoint with its connections.
+    #: Every endpoint with its connections, state and latencies.
     endpoints: tuple[EndpointStats, ...]
-    #: Callers waiting for a connection to have room.
-    waiting: int
+    #: Callers waiting for room, how long callers waited, and whom they were refused by.
+    queue: QueueStats
+    #: Calls, errors, retries, hedges and latencies of every model.
+    models: tuple[ModelStats, ...]
+    #: ``"closed"`` if calls are made; ``"open"`` or ``"half-open"`` if nothing answers.
+    circuit: str
+
+    @property
+    def waiting(self) -> int:
+        """Callers waiting for room."""
+        return self.queue.waiting
 
     @property
     def in_flight(self) -> int:
@@ -88,6 +115,15 @@ class ClientStats:
         """Calls that ended in an error so far."""
         return sum(endpoint.errors for endpoint in self.endpoints)
 
+    def __str__(self) -> str:
+        lines = [f"circuit {self.circuit}, {self.in_flight} in flight, {self.waiting} waiting"]
+        lines += [
+            f"  {endpoint.target}: {endpoint.state}, {endpoint.in_flight} in flight, {endpoint.latency}"
+            for endpoint in self.endpoints
+        ]
+        lines += [f"  {model}" for model in self.models]
+        return "\n".join(lines)
+
 
 class _Plan:
     """What is known in advance of calls to one (model, version, label, signature)."""
@@ -95,8 +131,11 @@ class _Plan:
     __slots__ = (
         "fetched_at",
         "fetching",
+        "known",
         "model",
         "model_spec",
+        "place",
+        "record",
         "seen_spec",
         "selector",
         "signature",
@@ -104,7 +143,12 @@ class _Plan:
     )
 
     def __init__(
-        self, model: str, version: int | None, version_label: str | None, signature_name: str | None
+        self,
+        model: str,
+        version: int | None,
+        version_label: str | None,
+        signature_name: str | None,
+        record: ModelRecord,
     ) -> None:
         if not isinstance(model, str) or not model:
             raise errors.InvalidArgumentError(f"model must be a name, got {model!r}")
@@ -118,7 +162,10 @@ class _Plan:
             model, version=version, version_label=version_label, signature_name=signature_name
         )
         self.selector = (version, version_label, signature_name)
+        self.place = Place(model, version, version_label)
+        self.record = record
         self.signature: Signature | None = None
+        self.known: dict[int, Signature] = {}  # by version: servers of a fleet may differ for a while
         self.version = -1  # of `signature`
         self.seen_spec = b""  # the ModelSpec of the last answer: a new one may mean a new version
         self.fetched_at = 0.0
@@ -139,38 +186,63 @@ class AsyncClient:
     or loops. Share one client among all tasks of a program. Cancelling a call at any point is safe.
 
     Args:
-        targets: ``"host:port"``, ``"dns:///name:port"``, ``"unix:///path"``, or several of them that
-            serve the same models.
-        timeout: seconds that a call may take when it says nothing else; None for no limit.
-        credentials: TLS credentials from `grpc.ssl_channel_credentials`; None for plaintext.
+        targets: ``"host:port"``, ``"unix:///path"``, or several of them that serve the same models, also as
+            a mapping to weights; ``"dns:///name:port"`` for every address of a name, kept up to date. See
+            `aioserving.targets`.
+        timeout: seconds that a call may take when it says nothing else; None for no limit. It is one
+            deadline for everything: waiting, all attempts, and the server's own work.
+        tls: TLS, with the system's authorities if True; see `TLS`. None for plaintext.
+        credentials: what calls carry to say who makes them: a token, a key, or a scheme of one's own; see
+            `aioserving.security`. (Channel credentials of grpc's own are taken, too.)
         metadata: gRPC metadata sent with every call.
         max_message_size: largest message, in bytes, sent or received; None for what the server and
             protobuf take, 2 GiB.
+        retry: which failures are tried again, and how often; None for never.
+        hedging: when a call that is late is sent a second time; None for never.
+        balancing: which endpoint takes a call: settings, or the name of a policy.
+        health: when an endpoint gets no calls for a while.
+        circuit: when nothing is sent any more because nothing answers.
         pool: number of connections and calls in flight.
+        resolver: how often names are looked up.
         channel_options: gRPC channel arguments, over this library's own.
+        observers: functions that are told what the client decides; see `aioserving.events`.
 
     Raises:
-        ValueError: a target is malformed or there is none.
+        ValueError: a target is malformed or there is none; or credentials would go out in plaintext.
     """
 
     def __init__(
         self,
-        targets: str | Sequence[str],
+        targets: Targets,
         *,
         timeout: float | None = 60.0,
-        credentials: ChannelCredentials | None = None,
+        tls: TLS | bool | None = None,
+        credentials: Credentials | ChannelCredentials | None = None,
         metadata: Metadata = (),
         max_message_size: int | None = None,
+        retry: RetryPolicy | None = DEFAULT_RETRY,
+        hedging: HedgingPolicy | None = None,
+        balancing: BalancingOptions | str | None = None,
+        health: HealthOptions | None = None,
+        circuit: CircuitOptions | None = None,
         pool: PoolOptions | None = None,
+        resolver: ResolverOptions | None = None,
         channel_options: ChannelOptions = (),
+        observers: Iterable[Observer] = (),
     ) -> None:
-        self._targets = _checked_targets(targets)
+        self._targets = parse_targets(targets)
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must be a number of seconds, at least 0, or None; got {timeout!r}")
         self._timeout = timeout
-        self._credentials = credentials
-        self._metadata = tuple(metadata)
-        self._pool_options = pool or PoolOptions()
+        self._tls = TLS() if tls is True else tls or None
+        self._channel_credentials: ChannelCredentials | None = None
+        if credentials is not None and not isinstance(credentials, Credentials):
+            if self._tls is not None:
+                raise ValueError("give tls or channel credentials, not both")
+            self._channel_credentials, credentials = credentials, None
+        secure = self._tls is not None or self._channel_credentials is not None
+        check_plaintext(credentials, secure=secure)
+        self._generation_of_tls = self._tls.generation if self._tls is not None else 0
         self._channel_options: list[tuple[str, Any]] = []
         if max_message_size is not None:
             self._channel_options = [
@@ -182,7 +254,32 @@ class AsyncClient:
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generation = -1
-        self._pool = Pool(self._targets, self._open_transport, options=self._pool_options)
+        told = Observers(observers)
+        self._pool = Pool(
+            [target for target in self._targets if not target.to_resolve],
+            self._open_transport,
+            options=pool,
+            balancer=balancing,
+            health=health,
+            observers=told,
+        )
+        self._calls = Calls(
+            self._pool,
+            retry=retry or NO_RETRIES,
+            hedging=hedging,
+            circuit=circuit or CircuitOptions(),
+            credentials=credentials,
+            metadata=check_metadata(tuple(metadata)),
+            observers=told,
+            ensure_endpoints=self._ensure_endpoints,
+            explain=self._explain,
+        )
+        self._monitor = watch(self._pool, self._has_model, self._renew_connections)
+        self._resolver: Resolver | None = None
+        if any(target.to_resolve for target in self._targets):
+            self._resolver = Resolver(self._targets, _changes(self._pool), options=resolver)
+            self._pool.on_loss = self._resolver.request
+        self._asking = ModelRecord("", None)
         self._reloads: Reloads | None = None
 
     # -- life ---------------------------------------------------------------------------------------
@@ -216,30 +313,131 @@ class AsyncClient:
         if loop is None:
             return
         if self._generation != process_generation() or loop.is_closed():
-            self._pool.abandon()
+            self._abandon()
             return
         if loop is not asyncio.get_running_loop():
             raise self._wrong_loop(loop)
         for plan in self._plans.values():
             if plan.fetching is not None:
                 plan.fetching.cancel()
-        await self._pool.close(grace)
+        try:
+            await self._pool.close(grace)
+        finally:
+            await self._monitor.aclose()
+            if self._resolver is not None:
+                await self._resolver.aclose()
+            await self._calls.aclose()
+
+    def _abandon(self) -> None:
+        """Let go of everything without a loop."""
+        self._closed = True
+        self._monitor.abandon()
+        self._pool.abandon()
+        loop = self._loop
+        if self._resolver is not None and loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._resolver.abandon)
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "_loop", None) is None or self._closed or self._generation != process_generation():
             return
-        self._closed = True
-        self._pool.abandon()  # grpc closes the sockets with the channels
+        self._abandon()  # grpc closes the sockets with the channels
         _warn(f"unclosed {self!r}: use 'async with' or await aclose()", ResourceWarning, stacklevel=2)
 
     def __repr__(self) -> str:
-        targets = ", ".join(self._targets[:3]) + (", …" if len(self._targets) > 3 else "")
+        targets = ", ".join(target.address for target in self._targets[:3])
+        targets += ", …" if len(self._targets) > 3 else ""
         state = "closed" if self._closed else "not connected" if self._loop is None else repr(self._pool)
         return f"<{type(self).__name__} of {targets}: {state}>"
 
     def stats(self) -> ClientStats:
         """Endpoints, connections, calls in flight and totals, at this moment."""
-        return ClientStats(tuple(self._pool.stats()), self._pool.waiting)
+        return ClientStats(
+            tuple(self._pool.stats()),
+            self._pool.queue_stats(),
+            self._calls.stats(),
+            self._calls.circuit_state,
+        )
+
+    def health(self) -> ClientHealth:
+        """How every endpoint is, as far as the client knows at this moment; nothing is asked."""
+        return ClientHealth(self._pool.health(), self._calls.circuit_state)
+
+    async def wait_ready(
+        self, *models: str, every_endpoint: bool = False, timeout: Timeout = DEFAULT
+    ) -> ClientHealth:
+        """Connect, and wait until calls can be made.
+
+        Args:
+            models: models that must be available, too.
+            every_endpoint: wait for every endpoint instead of any one.
+            timeout: seconds to wait; the client's own setting if not given.
+
+        Returns:
+            How every endpoint is.
+
+        Raises:
+            DeadlineExceededError: not in time; the message tells what was still to come.
+        """
+        deadline = self._begin(timeout)
+        await self._ensure_endpoints(deadline)
+        pause = 0.02
+        while True:
+            wrong = await asyncio.gather(
+                *(self._not_ready(endpoint, models, deadline) for endpoint in self._pool.endpoints)
+            )
+            if wrong and (not any(wrong) if every_endpoint else not all(wrong)):
+                return self.health()
+            left = self._remaining(deadline)
+            if left is not None and left <= pause:
+                raise errors.DeadlineExceededError(
+                    f"not ready in time: {'; '.join(filter(None, wrong)) or 'there is no endpoint'}"
+                )
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+
+    async def _not_ready(self, endpoint: Endpoint, models: Sequence[str], deadline: float | None) -> str:
+        """What an endpoint lacks, in words; empty if nothing."""
+        left = self._remaining(deadline)
+        patience = 5.0 if left is None else min(5.0, max(left, 0.0))
+        wrong = await check_connection(self._pool, endpoint, patience)
+        if wrong:
+            return f"{endpoint.target}: {wrong}"
+        for model in models:
+            try:
+                if await self._has_model(endpoint, Place(model), patience) is False:
+                    return f"{endpoint.target}: model {model!r} is not available"
+            except errors.RPCError as error:
+                return f"{endpoint.target}: {error.details}"
+        self._pool.readmit(endpoint)
+        return ""
+
+    def add_targets(self, targets: Targets) -> None:
+        """Let further endpoints take part, or give those that do another weight.
+
+        They get few calls at first, and their share within seconds.
+
+        Args:
+            targets: as for the constructor, except for names (``dns:``), which only it takes.
+
+        Raises:
+            ValueError: a target is malformed.
+        """
+        parsed = parse_targets(targets)
+        for target in parsed:
+            if target.to_resolve:
+                raise ValueError(f"names are given to the constructor, {target.address!r} is one")
+        self._pool.add(parsed)
+        self._targets = (*self._targets, *(new for new in parsed if new not in self._targets))
+
+    def remove_targets(self, targets: Targets) -> None:
+        """Let endpoints get no more calls; those under way end.
+
+        Raises:
+            ValueError: a target is malformed, or none of this client's.
+        """
+        gone = [self._endpoint(target.address).target for target in parse_targets(targets)]
+        self._pool.remove(gone)
+        self._targets = tuple(target for target in self._targets if target.address not in gone)
 
     def _begin(self, timeout: Timeout) -> float | None:
         """Make sure that the client can be used here and now; gives the deadline of a call that starts."""
@@ -260,6 +458,9 @@ class AsyncClient:
             check_fork()
             self._loop = loop
             self._generation = process_generation()
+            # uvloop's clock moves once in an iteration and has milliseconds; the system's runs beside it.
+            clock = time.monotonic if abs(loop.time() - time.monotonic()) < 1 else loop.time
+            self._calls.clock = self._pool.clock = clock
             return loop
         check_fork(self._generation)
         if loop is not self._loop:
@@ -281,8 +482,30 @@ class AsyncClient:
             "loop, or share an aioserving.Client, which works from every thread"
         )
 
-    def _open_transport(self, target: str) -> Transport:
-        return Transport(target, credentials=self._credentials, options=self._channel_options)
+    def _open_transport(self, target: Target) -> Transport:
+        options = [*target.channel_options(os.environ), *self._channel_options]
+        credentials = self._channel_credentials
+        if self._tls is not None:
+            credentials, named, self._generation_of_tls = self._tls.current(target.address)
+            options = [*options, *named]
+        return Transport(target.address, credentials=credentials, options=options)
+
+    def _renew_connections(self) -> None:
+        """Have connections made anew if the certificates have changed."""
+        if self._tls is not None and self._tls.generation != self._generation_of_tls:
+            self._generation_of_tls = self._tls.generation
+            self._pool.renew()
+
+    async def _ensure_endpoints(self, deadline: float | None) -> None:
+        if self._resolver is not None:
+            await self._resolver.first(deadline)
+
+    def _explain(self, error: errors.RPCError, endpoint: Endpoint) -> None:
+        """Add to the error of a connection what may have caused it."""
+        advice = "" if self._channel_credentials is not None else connection_advice(error.details, self._tls)
+        for note in (advice, proxy_note(endpoint.address, os.environ)):
+            if note:
+                error.details += f"; {note}"
 
     # -- calls --------------------------------------------------------------------------------------
 
@@ -294,45 +517,27 @@ class AsyncClient:
         for endpoint in self._pool.endpoints:
             if endpoint.target == target:
                 return endpoint
-        raise ValueError(f"target {target!r} is none of this client's: {', '.join(self._targets)}")
+        known = ", ".join(endpoint.target for endpoint in self._pool.endpoints)
+        raise ValueError(f"target {target!r} is none of this client's: {known}")
 
-    async def _call(
-        self,
-        method: str,
-        request: bytes,
-        deadline: float | None,
-        model: str | None,
-        metadata: Metadata,
-        endpoint: Endpoint | None = None,
-    ) -> tuple[bytes, str]:
-        """Send `request` over the pool; gives the response and the target that it came from."""
-        pool = self._pool
-        timeout = self._remaining(deadline)
-        if timeout is not None and timeout <= 0:
-            raise errors.DeadlineExceededError(
-                "the deadline had passed before the call was sent", model=model, method=_short(method)
-            )
-        connection = pool.try_acquire(endpoint)
-        if connection is None:
-            try:
-                connection = await pool.acquire(timeout, endpoint)
-            except errors.RPCError as error:
-                error.model, error.method = model, _short(method)
-                raise
-            timeout = self._remaining(deadline)
-        failure: BaseException | None = None
+    async def _ask(
+        self, method: str, request: bytes, deadline: float | None, place: Place, metadata: Metadata
+    ) -> Answer:
+        """A call that is about a model but does not run it."""
+        return await self._calls.call(method, request, deadline, place, self._asking, metadata)
+
+    async def _has_model(self, endpoint: Endpoint, place: Place, timeout: float) -> bool | None:
+        """Whether an endpoint has a model now; None if it cannot tell, as of labels."""
+        if place.version_label is not None:
+            return None
+        deadline = asyncio.get_running_loop().time() + timeout
         try:
-            transport = connection.transport or connection.open()
-            if metadata:
-                metadata = (*self._metadata, *metadata)
-            response = await transport.call(method, request, timeout, metadata or self._metadata)
-        except errors.RPCError as error:
-            failure = error
-            error.model = model
-            raise
-        finally:
-            pool.release(connection, failure)
-        return response, connection.endpoint.target
+            status = await self._get_status(place.model, place.version, deadline, (), endpoint)
+        except errors.NotFoundError:
+            return False
+        except errors.UnimplementedError:
+            return None
+        return bool(status.available)
 
     @overload
     async def predict(
@@ -415,7 +620,7 @@ class AsyncClient:
         key = (model, version, version_label, signature_name)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = _Plan(*key)
+            plan = self._plans[key] = _Plan(*key, self._calls.record(model))
         return plan
 
     async def _predict(
@@ -450,29 +655,28 @@ class AsyncClient:
         request = encode_predict_request(
             arrays, model_spec=plan.model_spec, output_filter=output_filter or ()
         )
-        response, endpoint = await self._call(_PREDICT, request, deadline, plan.model, metadata)
+        response, attempts = await self._calls.call(
+            _PREDICT, request, deadline, plan.place, plan.record, metadata
+        )
         try:
             outputs, model_spec = decode_predict_response(response)
             if model_spec != plan.seen_spec:
-                plan.seen_spec = model_spec
-                version = decode_model_spec(model_spec)[1]
-                if version != plan.version and plan.selector[0] is None:
-                    plan.signature = None
+                _note(plan, model_spec)
         except errors.DecodeError as error:
-            raise _undecodable(error, "Predict", plan.model, endpoint) from error
-        return PredictResult(outputs, model_spec, response)
+            raise _undecodable(error, "Predict", plan.model, attempts[-1].target) from error
+        return PredictResult(outputs, model_spec, response, attempts)
 
     async def _predict_message(
         self, request: Any, inputs: object, deadline: float | None, metadata: Metadata
     ) -> PredictResult:
-        response, model, endpoint = await self._send_message(
+        (response, attempts), model = await self._send_message(
             _PREDICT, "PredictRequest", request, (inputs,), deadline, metadata
         )
         try:
             outputs, model_spec = decode_predict_response(response)
         except errors.DecodeError as error:
-            raise _undecodable(error, "Predict", model, endpoint) from error
-        return PredictResult(outputs, model_spec, response)
+            raise _undecodable(error, "Predict", model, attempts[-1].target) from error
+        return PredictResult(outputs, model_spec, response, attempts)
 
     @overload
     async def classify(
@@ -546,10 +750,10 @@ class AsyncClient:
         """
         deadline = self._begin(timeout)
         if not isinstance(model, str):
-            response, model_name, endpoint = await self._send_message(
+            answer, name = await self._send_message(
                 _CLASSIFY, "ClassificationRequest", model, (examples, context), deadline, metadata
             )
-            return _read(ClassifyResult, response, "Classify", model_name, endpoint)
+            return _read(ClassifyResult, answer, "Classify", name)
         plan = self._plan(model, version, version_label, signature_name)
         return await self._classify(plan, examples, context, deadline, validate, metadata)
 
@@ -624,10 +828,10 @@ class AsyncClient:
         """
         deadline = self._begin(timeout)
         if not isinstance(model, str):
-            response, model_name, endpoint = await self._send_message(
+            answer, name = await self._send_message(
                 _REGRESS, "RegressionRequest", model, (examples, context), deadline, metadata
             )
-            return _read(RegressResult, response, "Regress", model_name, endpoint)
+            return _read(RegressResult, answer, "Regress", name)
         plan = self._plan(model, version, version_label, signature_name)
         return await self._regress(plan, examples, context, deadline, validate, metadata)
 
@@ -703,7 +907,7 @@ class AsyncClient:
         """
         deadline = self._begin(timeout)
         if not isinstance(model, str):
-            response, model_name, endpoint = await self._send_message(
+            answer, name = await self._send_message(
                 _MULTI_INFERENCE,
                 "MultiInferenceRequest",
                 model,
@@ -711,7 +915,7 @@ class AsyncClient:
                 deadline,
                 metadata,
             )
-            return _read(MultiInferenceResult, response, "MultiInference", model_name, endpoint)
+            return _read(MultiInferenceResult, answer, "MultiInference", name)
         plan = self._plan(model, version, version_label, None)
         return await self._multi_inference(plan, tasks, examples, context, deadline, validate, metadata)
 
@@ -724,10 +928,8 @@ class AsyncClient:
         validate: bool,
         metadata: Metadata,
     ) -> ClassifyResult:
-        response, endpoint = await self._infer(
-            _CLASSIFY, CLASSIFY, plan, examples, context, deadline, validate, metadata
-        )
-        result = _read(ClassifyResult, response, "Classify", plan.model, endpoint)
+        answer = await self._infer(_CLASSIFY, CLASSIFY, plan, examples, context, deadline, validate, metadata)
+        result = _read(ClassifyResult, answer, "Classify", plan.model)
         _note(plan, result._model_spec)
         return result
 
@@ -740,10 +942,8 @@ class AsyncClient:
         validate: bool,
         metadata: Metadata,
     ) -> RegressResult:
-        response, endpoint = await self._infer(
-            _REGRESS, REGRESS, plan, examples, context, deadline, validate, metadata
-        )
-        result = _read(RegressResult, response, "Regress", plan.model, endpoint)
+        answer = await self._infer(_REGRESS, REGRESS, plan, examples, context, deadline, validate, metadata)
+        result = _read(RegressResult, answer, "Regress", plan.model)
         _note(plan, result._model_spec)
         return result
 
@@ -757,13 +957,13 @@ class AsyncClient:
         deadline: float | None,
         validate: bool,
         metadata: Metadata,
-    ) -> tuple[bytes, str]:
+    ) -> Answer:
         # Classify's and Regress's requests are alike.
         given = _encoded_input(plan.model, method, examples, context, validate)
         if validate:
             await self._check_signature(plan, kind, _short(method), deadline)
         request = delimited(1, plan.model_spec) + delimited(2, given)
-        return await self._call(method, request, deadline, plan.model, metadata)
+        return await self._calls.call(method, request, deadline, plan.place, plan.record, metadata)
 
     async def _check_signature(self, plan: _Plan, kind: str, method: str, deadline: float | None) -> None:
         signature = plan.signature
@@ -799,8 +999,10 @@ class AsyncClient:
             for task, task_plan in zip(read, plans, strict=True)
         ]
         request = b"".join(parts) + delimited(2, given)
-        response, endpoint = await self._call(_MULTI_INFERENCE, request, deadline, plan.model, metadata)
-        result = _read(MultiInferenceResult, response, "MultiInference", plan.model, endpoint)
+        answer = await self._calls.call(
+            _MULTI_INFERENCE, request, deadline, plan.place, plan.record, metadata
+        )
+        result = _read(MultiInferenceResult, answer, "MultiInference", plan.model)
         for task_plan, item in zip(plans, result, strict=False):
             _note(task_plan, item._model_spec)
         return result
@@ -813,8 +1015,8 @@ class AsyncClient:
         beside: tuple[object, ...],
         deadline: float | None,
         metadata: Metadata,
-    ) -> tuple[bytes, str, str]:
-        """Send a ready request; gives the response, the model's name and the target that answered."""
+    ) -> tuple[Answer, str]:
+        """Send a ready request; gives the answer and the model's name."""
         message = getattr(request, "pb", request)
         full_name = getattr(getattr(message, "DESCRIPTOR", None), "full_name", None)
         if full_name != f"tensorflow.serving.{kind}":
@@ -822,13 +1024,21 @@ class AsyncClient:
         if any(item is not None for item in beside):
             raise TypeError(f"a {kind} carries its own inputs; give nothing beside it")
         if kind == "MultiInferenceRequest":
-            model = message.tasks[0].model_spec.name if message.tasks else ""
+            spec = message.tasks[0].model_spec if message.tasks else None
         else:
-            model = message.model_spec.name
-        response, endpoint = await self._call(
-            method, message.SerializeToString(), deadline, model or None, metadata
+            spec = message.model_spec
+        model: str = spec.name if spec is not None else ""
+        version = spec.version.value if spec is not None and spec.HasField("version") else None
+        label = (spec.version_label or None) if spec is not None else None
+        answer = await self._calls.call(
+            method,
+            message.SerializeToString(),
+            deadline,
+            Place(model, version, label),
+            self._calls.record(model),
+            metadata,
         )
-        return response, model, endpoint
+        return answer, model
 
     async def _learn(self, plan: _Plan, deadline: float | None) -> Signature:
         """Fetch the plan's signature; calls at the same time share one request."""
@@ -864,7 +1074,7 @@ class AsyncClient:
             ) from error  # a copy: one exception raised in several tasks would grow every traceback
         plan.version = metadata.version
         plan.fetched_at = asyncio.get_running_loop().time()
-        plan.signature = metadata.signature(plan.selector[2])
+        plan.signature = plan.known[metadata.version] = metadata.signature(plan.selector[2])
         return plan.signature
 
     async def _learn_again(self, plan: _Plan, deadline: float | None) -> Signature | None:
@@ -906,7 +1116,7 @@ class AsyncClient:
             RPCError: any other gRPC status.
         """
         deadline = self._begin(timeout)
-        _Plan(model, version, version_label, None)  # checks the arguments
+        self._plan(model, version, version_label, None)  # checks the arguments
         return await self._fetch_metadata(model, version, version_label, deadline, metadata)
 
     async def _fetch_metadata(
@@ -921,14 +1131,16 @@ class AsyncClient:
             1, encode_model_spec(model, version=version, version_label=version_label)
         ) + delimited(2, b"signature_def")
         try:
-            response, endpoint = await self._call(_GET_MODEL_METADATA, request, deadline, model, metadata)
+            response, attempts = await self._ask(
+                _GET_MODEL_METADATA, request, deadline, Place(model, version, version_label), metadata
+            )
         except errors.UnimplementedError as error:
             error.details += "; this server tells no signatures: call with validate=False"
             raise
         try:
             return ModelMetadata.from_response(response)
         except errors.DecodeError as error:
-            raise _undecodable(error, "GetModelMetadata", model, endpoint) from error
+            raise _undecodable(error, "GetModelMetadata", model, attempts[-1].target) from error
 
     async def get_model_status(
         self,
@@ -973,11 +1185,17 @@ class AsyncClient:
         endpoint: Endpoint | None,
     ) -> ModelStatus:
         request = delimited(1, encode_model_spec(model, version=version))
-        response, target = await self._call(_GET_MODEL_STATUS, request, deadline, model, metadata, endpoint)
+        if endpoint is None:
+            answer = await self._ask(_GET_MODEL_STATUS, request, deadline, Place(model, version), metadata)
+        else:
+            answer = await self._calls.call_once(
+                _GET_MODEL_STATUS, request, deadline, model, metadata, endpoint
+            )
+        response, attempts = answer
         try:
             return ModelStatus.from_response(model, response)
         except errors.DecodeError as error:
-            raise _undecodable(error, "GetModelStatus", model, target) from error
+            raise _undecodable(error, "GetModelStatus", model, attempts[-1].target) from error
 
     async def wait_until_available(
         self,
@@ -1005,6 +1223,7 @@ class AsyncClient:
             ModelLoadError: loading it failed, so that waiting longer is no use; the message tells why.
         """
         deadline = self._begin(timeout)
+        await self._ensure_endpoints(deadline)
         found = [
             await self._wait_until_available(model, version, deadline, metadata, endpoint)
             for endpoint in self._pool.endpoints
@@ -1245,6 +1464,7 @@ class AsyncClient:
     ) -> ReloadResult:
         from aioserving.reload import Reloads
 
+        await self._ensure_endpoints(deadline)
         if self._reloads is None:
             self._reloads = Reloads(clock=asyncio.get_running_loop().time)
         return await self._reloads.apply(
@@ -1415,19 +1635,24 @@ def _undecodable(error: errors.DecodeError, method: str, model: str, target: str
     )
 
 
-def _read(kind: type[_Result], response: bytes, method: str, model: str, endpoint: str) -> _Result:
+def _read(kind: type[_Result], answer: Answer, method: str, model: str) -> _Result:
+    response, attempts = answer
     try:
-        return kind.from_response(response)
+        result = kind.from_response(response)
     except errors.DecodeError as error:
-        raise _undecodable(error, method, model, endpoint) from error
+        raise _undecodable(error, method, model, attempts[-1].target) from error
+    result._attempts = attempts
+    return result
 
 
 def _note(plan: _Plan, model_spec: bytes) -> None:
-    """Forget the signature when another version has answered."""
+    """Go by the signature of the version that has answered; forget it if that is not known yet."""
     if model_spec != plan.seen_spec:
         plan.seen_spec = model_spec
-        if decode_model_spec(model_spec)[1] != plan.version and plan.selector[0] is None:
-            plan.signature = None
+        version = decode_model_spec(model_spec)[1]
+        if version != plan.version and version is not None and plan.selector[0] is None:
+            plan.signature = plan.known.get(version)
+            plan.version = version
 
 
 def _encoded_input(model: str, method: str, examples: Any, context: Any, check: bool) -> bytes:
@@ -1459,7 +1684,10 @@ class _Administration:
     async def reload(self, target: str, request: bytes, deadline: float | None) -> bytes:
         client = self._client
         endpoint = client._endpoint(target)
-        return (await client._call(_RELOAD_CONFIG, request, deadline, None, self._metadata, endpoint))[0]
+        answer = await client._calls.call_once(
+            _RELOAD_CONFIG, request, deadline, None, self._metadata, endpoint
+        )
+        return answer[0]
 
     async def status(self, target: str, model: str, deadline: float | None) -> ModelStatus:
         client = self._client
@@ -1486,28 +1714,17 @@ def _is_local(target: str) -> bool:
     return target.startswith("unix") or address.startswith(("127.", "localhost:", "[::1]:"))
 
 
-def _checked_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
-    given = (targets,) if isinstance(targets, str) else tuple(targets)
-    if not given:
-        raise ValueError("at least one target is needed, such as '127.0.0.1:8500'")
-    for target in given:
-        if not isinstance(target, str) or not target.strip():
-            raise ValueError(f"a target is a string such as '127.0.0.1:8500', got {target!r}")
-        scheme, separator, rest = target.partition("://")
-        if separator and scheme in ("http", "https", "grpc", "grpcs", "tcp"):
-            raise ValueError(
-                f"a gRPC target has no {scheme!r} scheme: write {rest.rstrip('/')!r}, not {target!r}"
-            )
-        if not target.startswith(("unix:", "unix-abstract:", "xds:")):
-            port = target.rpartition(":")[2]
-            if not port.isdecimal() or not 0 < int(port) < 65536 or target.rpartition(":")[0] == "":
-                raise ValueError(
-                    f"target {target!r} has no port: TensorFlow Serving's gRPC port is usually 8500, so "
-                    f"perhaps {target.rstrip('/:')!r} + ':8500'"
-                )
-    if len(set(given)) != len(given):
-        raise ValueError(f"a target is named twice in {', '.join(given)}")
-    return given
+def _changes(pool: Pool) -> Callable[[Sequence[Target], Sequence[Target]], None]:
+    """Tells a pool what a name stands for now, without keeping it alive."""
+    reference = weakref.ref(pool)
+
+    def change(added: Sequence[Target], removed: Sequence[Target]) -> None:
+        found = reference()
+        if found is not None:
+            found.remove([target.address for target in removed])
+            found.add(added)
+
+    return change
 
 
 def _no_loop() -> str:

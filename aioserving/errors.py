@@ -43,6 +43,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from aioserving.attempts import Attempt, tell
+
 __all__ = [
     "AbortedError",
     "AlreadyExistsError",
@@ -118,6 +120,10 @@ class RPCError(ServingError):
         model: name of the model called, or None.
         endpoint: the address that answered, or None when nothing was sent.
         method: short name of the RPC, such as ``"Predict"``, or None.
+        attempts: the story of the call, an `Attempt` for each time that it was sent.
+        gave_up: why it was not sent again, if that may be asked; else empty.
+        pushback: seconds after which the server asked to try again, negative for never; None if it
+            said nothing.
     """
 
     #: The code of errors of this class that do not say otherwise.
@@ -138,10 +144,14 @@ class RPCError(ServingError):
         self.model = model
         self.endpoint = endpoint
         self.method = method
+        self.attempts: tuple[Attempt, ...] = ()
+        self.gave_up = ""
+        self.pushback: float | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive Exception's own pickling.
-        return _rebuild, (type(self), self.details, self.code, self.model, self.endpoint, self.method)
+        given = (type(self), self.details, self.code, self.model, self.endpoint, self.method)
+        return _rebuild, given, {name: getattr(self, name) for name in ("attempts", "gave_up", "pushback")}
 
     def __str__(self) -> str:
         where = " ".join(
@@ -154,6 +164,9 @@ class RPCError(ServingError):
             if part
         )
         text = self.details or "the server gave no reason"
+        story = "; ".join(filter(None, (tell(self.attempts), self.gave_up)))
+        if story:
+            text = f"{text} ({story})"
         return f"{where}: {self.code}: {text}" if where else text
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from aioserving import _proto
 from aioserving._types import Array
+from aioserving.attempts import Attempt
 from aioserving.errors import DecodeError, InvalidInputError
 from aioserving.signature import Signature
 
@@ -115,11 +116,17 @@ class Classification(Sequence[ScoredClass]):
 class _Answer:
     """What all results share: the message that they came in."""
 
-    __slots__ = ("_model_spec", "_serialized")
+    __slots__ = ("_attempts", "_model_spec", "_serialized")
 
     def __init__(self, model_spec: bytes, serialized: bytes) -> None:
         self._model_spec = model_spec
         self._serialized = serialized
+        self._attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The story of the call: where it went, how long it took; more than one if it was tried again."""
+        return self._attempts
 
     @property
     def model_spec(self) -> ModelSpec:

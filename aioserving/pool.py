@@ -1,18 +1,22 @@
 """Endpoints and their connections: which one takes the next call, and who waits when all are full.
 
-The pool knows addresses, connections and counts; requests, models and retries belong to the client.
-It lives on one event loop and does all its work in plain functions between awaits, so it needs no
-lock: `acquire` is a function that returns a connection at once whenever there is room, and only a
+The pool knows addresses, connections, counts and who is well; requests, retries and what a model is
+belong to `calls` and the client. It lives on one event loop and does its work in plain functions between
+awaits, so it needs no lock: `try_acquire` returns a connection at once whenever there is room, and only a
 full pool makes anybody wait.
 
 How a connection is chosen
-    Of endpoints that are not resting the one with the fewest calls in flight; among equals the one used
-    least recently. A further connection to an endpoint counts as having `open_another_at` calls in
-    flight until it is open, so it is opened when the others have more than that. (HTTP/2 interleaves calls
-    well: up to some fifty at a time, one connection was as fast as several or faster, and small calls
-    beside large ones were answered sooner; `bench/bench_connections.py`.) An endpoint *rests* for a
-    moment after it refused or lost a connection: it fails so fast that "fewest in flight" would send
-    everything there.
+    Of the endpoints that are well (`health`), and have the model, by `balancing`. Of that endpoint's
+    connections the one with the fewest calls in flight. A further connection counts as having
+    `PoolOptions.open_another_at` calls in flight until it is open, so it is opened when the others have
+    more than that. (HTTP/2 interleaves calls well: up to some fifty at a time, one connection was as fast
+    as several or faster, and small calls beside large ones were answered sooner;
+    `bench/bench_connections.py`.)
+
+How an endpoint or a connection ends
+    It is *retired*: it gets no more calls, those under way end, and then it is closed. So go endpoints
+    that are removed, and connections whose certificates were replaced. A connection that does not answer
+    is *given up*: its calls end at once, with an error that `calls` answers by going elsewhere.
 """
 
 from __future__ import annotations
@@ -20,14 +24,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aioserving import errors
+from aioserving.balancing import Balancer, BalancingOptions, Load, make_balancer
+from aioserving.events import (
+    ConnectionReplaced,
+    EndpointAdded,
+    EndpointEjected,
+    EndpointRemoved,
+    EndpointReturned,
+    ModelFound,
+    ModelMissing,
+    Observers,
+)
+from aioserving.health import (
+    HEALTHY,
+    UNREACHABLE,
+    EndpointHealth,
+    Health,
+    HealthOptions,
+    find_outliers,
+    may_eject,
+)
+from aioserving.latency import Latency, LatencyHistogram
+from aioserving.limits import AdaptiveLimit, Limit, make_limit
+from aioserving.queueing import QueueStats, WaitingQueue
+from aioserving.targets import Target
 from aioserving.transport import Transport
 
-__all__ = ["Connection", "ConnectionStats", "Endpoint", "EndpointStats", "Pool", "PoolOptions"]
+__all__ = ["Connection", "ConnectionStats", "Endpoint", "EndpointStats", "Place", "Pool", "PoolOptions"]
+
+
+class Place(NamedTuple):
+    """What a call is for, and what an endpoint has or does not have."""
+
+    model: str
+    version: int | None = None
+    version_label: str | None = None
+
+    def __str__(self) -> str:
+        version = f" version {self.version}" if self.version is not None else ""
+        label = f" version {self.version_label!r}" if self.version_label is not None else ""
+        return f"{self.model}{version}{label}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,28 +82,41 @@ class PoolOptions:
     #: Calls in flight on one connection. Servers and proxies refuse what is beyond their stream limit
     #: (often 100 to 128), so more have to wait on this side.
     max_in_flight_per_connection: int = 100
-    #: Seconds for which an endpoint is passed over, where there is another, after a failed connection.
-    rest: float = 1.0
+    #: Calls in flight at one endpoint: a number, or a limit that finds the number by itself; None: no
+    #: limit but the connections'.
+    max_in_flight: int | AdaptiveLimit | None = None
+    #: Callers that may wait for room, beyond which calls are refused at once.
+    max_waiting: int = 10_000
 
     def __post_init__(self) -> None:
         for name, least in (
             ("connections_per_endpoint", 1),
             ("open_another_at", 0),
             ("max_in_flight_per_connection", 1),
+            ("max_waiting", 0),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        if not self.rest >= 0:
-            raise ValueError(f"rest must be a number of seconds, at least 0, got {self.rest!r}")
 
 
 class Connection:
     """A slot for one TCP connection of an endpoint, with its counts; `transport` opens on first use."""
 
-    __slots__ = ("_open", "calls", "endpoint", "errors", "in_flight", "index", "last_used", "transport")
+    __slots__ = (
+        "_open",
+        "calls",
+        "endpoint",
+        "errors",
+        "in_flight",
+        "index",
+        "probed_at",
+        "quiet_since",
+        "retired",
+        "transport",
+    )
 
-    def __init__(self, endpoint: Endpoint, index: int, open_transport: Callable[[str], Transport]) -> None:
+    def __init__(self, endpoint: Endpoint, index: int, open_transport: Callable[[Target], Transport]) -> None:
         self.endpoint = endpoint
         self.index = index
         self._open = open_transport
@@ -73,8 +127,12 @@ class Connection:
         self.calls = 0
         #: Calls that ended in an error, ever.
         self.errors = 0
-        #: Number of the pool's call that took it last; 0 if none did.
-        self.last_used = 0
+        #: Whether it gets no more calls and is closed after the last one.
+        self.retired = False
+        #: Since when calls have been under way without any answer; 0 if none are.
+        self.quiet_since = 0.0
+        #: When it was last probed; infinity while it is.
+        self.probed_at = 0.0
 
     def __repr__(self) -> str:
         return (
@@ -91,23 +149,96 @@ class Connection:
         """The transport, made now if this is the first use."""
         transport = self.transport
         if transport is None:
-            transport = self.transport = self._open(self.endpoint.target)
+            transport = self.transport = self._open(self.endpoint.address)
+            self.endpoint.opened += 1
         return transport
 
 
-class Endpoint:
-    """One address and its connections."""
+class Endpoint(Load):
+    """One address, its connections, and what is known of it.
 
-    __slots__ = ("connections", "resting_until", "target")
+    Args:
+        address: where it is.
+        options: limits.
+        health: when it is ejected.
+        open_transport: makes the transport for an address.
+    """
 
-    def __init__(self, target: str, connections: int, open_transport: Callable[[str], Transport]) -> None:
-        self.target = target
-        self.connections = [Connection(self, index, open_transport) for index in range(connections)]
-        #: Time on the pool's clock until which other endpoints are preferred.
-        self.resting_until = 0.0
+    __slots__ = (
+        "_crowded",
+        "_open",
+        "_options",
+        "address",
+        "connections",
+        "health",
+        "latencies",
+        "limiter",
+        "missing",
+        "opened",
+        "removed",
+        "target",
+    )
+
+    def __init__(
+        self,
+        address: Target,
+        options: PoolOptions,
+        health: HealthOptions,
+        open_transport: Callable[[Target], Transport],
+    ) -> None:
+        capacity = options.connections_per_endpoint * options.max_in_flight_per_connection
+        super().__init__(address.weight, capacity)
+        self.address = address
+        self.target = address.address
+        self.health = Health(health)
+        #: What it does not have though others do, and when to ask for it next.
+        self.missing: dict[Place, float] = {}
+        self.latencies = LatencyHistogram()
+        #: Finds the limit, if it is not fixed.
+        self.limiter: Limit | None = None
+        if options.max_in_flight is not None:
+            self.limiter = make_limit(options.max_in_flight)
+            self.limit = min(capacity, self.limiter.limit)
+        #: Whether it was removed from the fleet.
+        self.removed = False
+        #: Connections that are open.
+        self.opened = 0
+        #: Calls on the only connection from which on another one is looked for.
+        self._crowded = min(options.open_another_at, options.max_in_flight_per_connection)
+        self._options = options
+        self._open = open_transport
+        self.connections = [
+            Connection(self, index, open_transport) for index in range(options.connections_per_endpoint)
+        ]
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.target}, {sum(c.in_flight for c in self.connections)} in flight>"
+        return f"<Endpoint {self.target}, {self.health.state}, {self.in_flight} in flight>"
+
+    def pick(self) -> Connection | None:
+        """The connection with the fewest calls; None if all are full."""
+        first = self.connections[0]
+        if self.opened <= 1 and first.in_flight < self._crowded and first.transport is not None:
+            return first
+        options = self._options
+        best: Connection | None = None
+        fewest = full = options.max_in_flight_per_connection
+        for connection in self.connections:
+            in_flight = connection.in_flight
+            if in_flight >= full:
+                continue
+            unopened = connection.transport is None and connection.index > 0
+            if unopened:
+                in_flight = max(in_flight, options.open_another_at)
+            if best is None or in_flight < fewest or (unopened and in_flight == fewest):
+                best, fewest = connection, in_flight
+        return best
+
+    def replace(self, connection: Connection) -> None:
+        """Retire a connection and put an unopened one in its place."""
+        connection.retired = True
+        if connection.transport is not None:
+            self.opened -= 1
+        self.connections[connection.index] = Connection(self, connection.index, self._open)
 
 
 @dataclass(frozen=True)
@@ -131,6 +262,13 @@ class EndpointStats:
 
     target: str
     connections: tuple[ConnectionStats, ...]
+    #: ``"healthy"``, ``"outlier"`` or ``"unreachable"``.
+    state: str
+    weight: float
+    #: Calls that may be in flight.
+    limit: float
+    #: Latencies, in seconds, of the calls that were answered.
+    latency: Latency
 
     @property
     def in_flight(self) -> int:
@@ -149,58 +287,70 @@ class EndpointStats:
 
 
 class Pool:
-    """Connections to one or more endpoints that serve the same models.
+    """Connections to endpoints that serve the same models.
 
     Args:
-        targets: gRPC targets, at least one, each named once.
+        targets: the endpoints to begin with.
         open_transport: makes the transport for a target; called on the event loop.
         options: limits.
+        balancer: which endpoint takes a call; a policy's name or settings.
+        health: when endpoints are ejected.
+        observers: who is told.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
-        targets: Sequence[str],
-        open_transport: Callable[[str], Transport],
+        targets: Iterable[Target],
+        open_transport: Callable[[Target], Transport],
         *,
         options: PoolOptions | None = None,
+        balancer: Balancer | BalancingOptions | str | None = None,
+        health: HealthOptions | None = None,
+        observers: Observers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options or PoolOptions()
-        self._clock = clock
-        self.endpoints = [
-            Endpoint(target, self.options.connections_per_endpoint, open_transport) for target in targets
-        ]
-        # Interleaved, so that the second call goes to the second endpoint, not to a second connection.
-        self._connections = [
-            endpoint.connections[index]
-            for index in range(self.options.connections_per_endpoint)
-            for endpoint in self.endpoints
-        ]
-        self._limit = self.options.max_in_flight_per_connection
-        self._open_another_at = self.options.open_another_at
-        self._waiting: deque[tuple[asyncio.Future[Connection], Endpoint | None]] = deque()
-        self._uses = 0
+        self.health_options = health or HealthOptions()
+        self.balancer = balancer if isinstance(balancer, Balancer) else make_balancer(balancer)
+        self.clock = clock
+        #: Called when there may be something to watch: calls under way, or an endpoint that is out.
+        self.on_activity: Callable[[], None] = lambda: None
+        #: Called when an endpoint was lost, and when one is back.
+        self.on_loss: Callable[[], None] = lambda: None
+        self.on_return: Callable[[], None] = lambda: None
+        #: Whether somebody watches; if not, `on_activity` is called with the next call.
+        self.watched = False
+        self._observers = observers or Observers()
+        self.open_transport = open_transport
+        self.endpoints: tuple[Endpoint, ...] = tuple(map(self._endpoint, targets))
+        self._eligible: tuple[Endpoint, ...] = self.endpoints
+        self._eligible_for: dict[Place, tuple[Endpoint, ...]] = {}
+        self._queue: WaitingQueue[Connection] = WaitingQueue(self.options.max_waiting)
+        #: What those in line wait for.
+        self._wanted: dict[
+            asyncio.Future[Connection], tuple[Place | None, Sequence[Endpoint], Endpoint | None]
+        ] = {}
+        self._retired: set[Connection] = set()  # with calls under way
+        self._goodbyes: set[asyncio.Task[None]] = set()
+        self.in_flight = 0
         self._closing = False
         self._drained: asyncio.Event | None = None
 
     def __repr__(self) -> str:
-        open_ = sum(connection.transport is not None for connection in self._connections)
+        connections = [connection for endpoint in self.endpoints for connection in endpoint.connections]
+        opened = sum(connection.transport is not None for connection in connections)
+        out = sum(endpoint.health.state != HEALTHY for endpoint in self.endpoints)
         return (
-            f"<Pool of {len(self.endpoints)} endpoints, "
-            f"{open_} of {len(self._connections)} connections open, "
+            f"<Pool of {len(self.endpoints)} endpoints{f', {out} of them out' if out else ''}, "
+            f"{opened} of {len(connections)} connections open, "
             f"{self.in_flight} in flight, {self.waiting} waiting>"
         )
 
     @property
-    def in_flight(self) -> int:
-        """Calls under way."""
-        return sum(connection.in_flight for connection in self._connections)
-
-    @property
     def waiting(self) -> int:
         """Callers waiting for room."""
-        return sum(not future.done() for future, _ in self._waiting)
+        return len(self._queue)
 
     def stats(self) -> Iterator[EndpointStats]:
         """A snapshot of every endpoint."""
@@ -208,12 +358,196 @@ class Pool:
             yield EndpointStats(
                 endpoint.target,
                 tuple(ConnectionStats(c.state, c.in_flight, c.calls, c.errors) for c in endpoint.connections),
+                endpoint.health.state,
+                endpoint.weight,
+                endpoint.limit,
+                endpoint.latencies.snapshot(),
             )
 
-    def try_acquire(self, endpoint: Endpoint | None = None) -> Connection | None:
+    def queue_stats(self) -> QueueStats:
+        """A snapshot of the queue of those who wait for room."""
+        return self._queue.stats(self.clock())
+
+    def health(self) -> tuple[EndpointHealth, ...]:
+        """How every endpoint is."""
+        return tuple(
+            EndpointHealth(
+                endpoint.target,
+                endpoint.health.state,
+                endpoint.health.reason,
+                tuple(sorted(map(str, endpoint.missing))),
+            )
+            for endpoint in self.endpoints
+        )
+
+    # -- the fleet --------------------------------------------------------------------------------------
+
+    def _endpoint(self, target: Target) -> Endpoint:
+        return Endpoint(target, self.options, self.health_options, self.open_transport)
+
+    def add(self, targets: Iterable[Target]) -> None:
+        """Let further endpoints take part; those that are not the first get few calls to begin with.
+
+        One that is there already takes the weight of its new self.
+        """
+        known = {endpoint.target: endpoint for endpoint in self.endpoints}
+        new = []
+        now = self.clock()
+        for target in targets:
+            if target.address in known:
+                known[target.address].weight = target.weight
+                continue
+            endpoint = known[target.address] = self._endpoint(target)
+            if self.endpoints:
+                self.balancer.admit(endpoint, now)
+            new.append(endpoint)
+        self.endpoints = (*self.endpoints, *new)
+        self._choose_eligible()
+        for endpoint in new:
+            self._observers.emit(EndpointAdded(endpoint.target, endpoint.weight))
+        self._hand_over()
+
+    def remove(self, targets: Collection[str]) -> None:
+        """Let endpoints get no more calls; those under way end."""
+        gone = [endpoint for endpoint in self.endpoints if endpoint.target in targets]
+        self.endpoints = tuple(endpoint for endpoint in self.endpoints if endpoint not in gone)
+        self._choose_eligible()
+        for endpoint in gone:
+            endpoint.removed = True
+            for connection in tuple(endpoint.connections):
+                self._retire(connection)
+            self._observers.emit(EndpointRemoved(endpoint.target))
+
+    def renew(self) -> None:
+        """Have every connection replaced by a new one, without losing a call."""
+        for endpoint in self.endpoints:
+            for connection in tuple(endpoint.connections):
+                if connection.transport is not None:
+                    self._retire(connection)
+
+    def _retire(self, connection: Connection) -> None:
+        connection.endpoint.replace(connection)
+        if connection.in_flight:
+            self._retired.add(connection)
+        else:
+            self._say_goodbye(connection)
+
+    def _say_goodbye(self, connection: Connection) -> None:
+        self._retired.discard(connection)
+        transport, connection.transport = connection.transport, None
+        if transport is not None and not self._closing:
+            task = asyncio.get_running_loop().create_task(transport.close())
+            self._goodbyes.add(task)
+            task.add_done_callback(self._goodbyes.discard)
+        elif transport is not None:
+            transport.abandon()
+
+    def _choose_eligible(self) -> None:
+        """Of the endpoints those that get calls: the healthy ones, or all if there is none."""
+        healthy = tuple(endpoint for endpoint in self.endpoints if endpoint.health.state == HEALTHY)
+        self._eligible = healthy or self.endpoints
+        self._eligible_for = {}
+        for place in {place for endpoint in self.endpoints for place in endpoint.missing}:
+            having = tuple(endpoint for endpoint in self._eligible if place not in endpoint.missing)
+            if having:
+                self._eligible_for[place] = having
+
+    def others(self, place: Place | None, tried: Collection[Endpoint]) -> bool:
+        """Whether there is an endpoint that may have `place` and is not among those tried."""
+        return any(endpoint not in tried for endpoint in self._having(place))
+
+    def _having(self, place: Place | None) -> tuple[Endpoint, ...]:
+        return self._eligible if place is None else self._eligible_for.get(place, self._eligible)
+
+    # -- health -----------------------------------------------------------------------------------------
+
+    def lose(self, endpoint: Endpoint, reason: str) -> None:
+        """An endpoint cannot be reached: no calls until a probe is answered (where there are others)."""
+        known = endpoint.health.state == UNREACHABLE
+        endpoint.health.lose(reason, self.clock())
+        if not known and not endpoint.removed:
+            self._choose_eligible()
+            seconds = self.health_options.probe_interval[0]
+            self._observers.emit(EndpointEjected(endpoint.target, reason, seconds))
+            self.on_activity()
+            self.on_loss()
+
+    def eject(self, endpoint: Endpoint, reason: str) -> bool:
+        """An endpoint answers badly: no calls for a while, unless too many are out already."""
+        if not may_eject((other.health for other in self.endpoints), self.health_options.most_ejected):
+            return False
+        seconds = endpoint.health.eject(reason, self.clock())
+        self._choose_eligible()
+        self._observers.emit(EndpointEjected(endpoint.target, reason, seconds))
+        self.on_activity()
+        return True
+
+    def readmit(self, endpoint: Endpoint) -> None:
+        """An endpoint is well again: it gets calls, few at first."""
+        if endpoint.health.state == HEALTHY:
+            return
+        now = self.clock()
+        seconds = endpoint.health.recover(now)
+        if any(other is not endpoint and other.health.state == HEALTHY for other in self.endpoints):
+            self.balancer.admit(endpoint, now)
+        self._choose_eligible()
+        self._observers.emit(EndpointReturned(endpoint.target, seconds))
+        self.on_return()
+        self._hand_over()
+
+    def look_for_outliers(self) -> None:
+        """Compare the endpoints with each other, and eject those that are out of line."""
+        now = self.clock()
+        fleet = [(endpoint.health, self.balancer.latency(endpoint, now)) for endpoint in self.endpoints]
+        for index, reason in find_outliers(fleet, self.health_options):
+            self.eject(self.endpoints[index], reason)
+        for endpoint in self.endpoints:
+            endpoint.health.next_interval()
+
+    def give_up(self, connection: Connection, reason: str) -> None:
+        """A connection does not answer: end its calls, which are then tried elsewhere."""
+        transport = connection.transport
+        if connection.retired or transport is None:
+            return
+        self._retire(connection)
+        calls = transport.give_up(reason)
+        self._observers.emit(ConnectionReplaced(connection.endpoint.target, reason, calls))
+
+    def reopen(self, connection: Connection) -> None:
+        """Have a connection that cannot be made tried again now, not when gRPC thinks fit."""
+        if not connection.retired:
+            self._retire(connection)
+
+    def miss(self, endpoint: Endpoint, place: Place) -> None:
+        """An endpoint does not have what others have: it gets no calls for it until it has."""
+        if place not in endpoint.missing and not endpoint.removed:
+            endpoint.missing[place] = self.clock() + self.health_options.model_interval
+            self._choose_eligible()
+            self._observers.emit(ModelMissing(endpoint.target, str(place)))
+            self.on_activity()
+
+    def find(self, endpoint: Endpoint, place: Place) -> None:
+        """An endpoint has what it did not have."""
+        if endpoint.missing.pop(place, None) is not None:
+            self._choose_eligible()
+            self._observers.emit(ModelFound(endpoint.target, str(place)))
+
+    # -- calls ------------------------------------------------------------------------------------------
+
+    def try_acquire(
+        self,
+        place: Place | None = None,
+        tried: Sequence[Endpoint] = (),
+        now: float | None = None,
+        *,
+        endpoint: Endpoint | None = None,
+    ) -> Connection | None:
         """The best connection with room for a call, counted as taken; None if there is none.
 
         Args:
+            place: what the call is for: endpoints that do not have it are passed over.
+            tried: endpoints that are taken only if there is no other.
+            now: the time, if the caller knows it.
             endpoint: take none but this endpoint's.
 
         Raises:
@@ -221,102 +555,204 @@ class Pool:
         """
         if self._closing:
             raise errors.ClientClosedError("the client is closed")
-        if self._waiting and self.waiting:
+        if self._queue:
             return None  # first come, first served
-        return self._take(endpoint)
+        return self._take(place, tried, self.clock() if now is None else now, endpoint)
 
-    def _take(self, endpoint: Endpoint | None) -> Connection | None:
-        best = self._choose(self._connections if endpoint is None else endpoint.connections)
-        if best is not None:
-            best.in_flight += 1
-            best.calls += 1
-            self._uses += 1
-            best.last_used = self._uses
-        return best
+    def _take(
+        self, place: Place | None, tried: Sequence[Endpoint], now: float, endpoint: Endpoint | None
+    ) -> Connection | None:
+        if endpoint is None:
+            eligible = self._eligible
+            if self._eligible_for:
+                eligible = self._eligible_for.get(place, eligible) if place else eligible
+            if not eligible:
+                return None
+            endpoint = self.balancer.choose(eligible, now, tried) if len(eligible) > 1 else eligible[0]
+        if endpoint.in_flight >= endpoint.limit:
+            return None
+        connection = endpoint.pick()
+        if connection is not None:
+            endpoint.in_flight += 1
+            connection.in_flight += 1
+            connection.calls += 1
+            self.in_flight += 1
+            if not connection.quiet_since:
+                connection.quiet_since = now
+            if not self.watched:
+                self.on_activity()
+        return connection
 
-    def _choose(self, connections: list[Connection]) -> Connection | None:
-        best: Connection | None = None
-        best_rank = (True, self._limit, 0)
-        now = None
-        for connection in connections:
-            in_flight = connection.in_flight
-            if in_flight >= self._limit:
-                continue
-            resting_until = connection.endpoint.resting_until
-            resting = False
-            if resting_until:
-                if now is None:
-                    now = self._clock()
-                resting = resting_until > now
-            if connection.index and connection.transport is None:
-                in_flight = self._open_another_at
-            rank = (resting, in_flight, connection.last_used)
-            if best is None or rank < best_rank:
-                best, best_rank = connection, rank
-        return best
-
-    async def acquire(self, timeout: float | None = None, endpoint: Endpoint | None = None) -> Connection:
+    async def acquire(
+        self,
+        timeout: float | None = None,
+        place: Place | None = None,
+        tried: Sequence[Endpoint] = (),
+        *,
+        endpoint: Endpoint | None = None,
+    ) -> Connection:
         """A connection with room for a call, counted as taken, after waiting in line if need be.
 
         Args:
             timeout: seconds to wait at most; None waits as long as it takes.
+            place: what the call is for.
+            tried: endpoints that are taken only if there is no other.
             endpoint: take none but this endpoint's.
 
         Raises:
             ClientClosedError: the pool is closed or closing, now or while waiting.
+            ResourceExhaustedError: too many wait already, or there would be no room before the deadline.
             DeadlineExceededError: there was no room in time.
         """
-        connection = self.try_acquire(endpoint)
+        connection = self.try_acquire(place, tried, endpoint=endpoint)
         if connection is not None:
             return connection
+        queue, now = self._queue, self.clock()
+        deadline = None if timeout is None else now + timeout
+        model = place.model if place is not None else ""
+        target: Hashable = endpoint or (place if place in self._eligible_for else None)
+        needs = self._usual_latency(now)
+        refusal = queue.refuse(model, deadline, now, needs=needs, target=target)
+        if refusal is not None:
+            raise refusal
         future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        self._waiting.append((future, endpoint))
+        waiter = queue.push(future, model, now, deadline, target=target)
+        self._wanted[future] = place, tried, endpoint
         try:
             await asyncio.wait((future,), timeout=timeout)
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self.release(future.result())  # room was given in the same moment: pass it on
-                raise
-            future.cancel()
+            given = queue.withdraw(waiter, self.clock())
+            if given is not None:
+                self.release(given)  # room was given in the same moment: pass it on
             raise
+        finally:
+            del self._wanted[future]
         if future.done():
             return future.result()
-        future.cancel()
-        in_flight = self.in_flight
+        given = queue.withdraw(waiter, self.clock())
+        if given is not None:
+            return given
         raise errors.DeadlineExceededError(
-            f"waited {timeout:.3g} s for a connection: {in_flight} calls are in flight, as many as "
-            f"{len(self._connections)} connections with max_in_flight_per_connection={self._limit} allow"
+            f"waited {timeout:.3g} s for room: {self.in_flight} calls are in flight, as many as the limits "
+            f"of {len(self.endpoints)} endpoints allow ({self._limits()})"
         )
 
-    def release(self, connection: Connection, error: BaseException | None = None) -> None:
-        """Give back what `acquire` or `try_acquire` gave, once, telling how the call ended."""
-        connection.in_flight -= 1
-        if error is not None:
-            connection.errors += 1
-            if isinstance(error, errors.UnavailableError):
-                connection.endpoint.resting_until = self._clock() + self.options.rest
-        elif connection.endpoint.resting_until:
-            connection.endpoint.resting_until = 0.0
-        if self._waiting:
-            self._hand_over()
-        if self._drained is not None and not self.in_flight and not self.waiting:
-            self._drained.set()
+    def _limits(self) -> str:
+        options = self.options
+        if options.max_in_flight is not None:
+            limits = sorted({endpoint.limit for endpoint in self.endpoints})
+            return f"max_in_flight={', '.join(f'{limit:g}' for limit in limits)}"
+        return (
+            f"max_in_flight_per_connection={options.max_in_flight_per_connection}, "
+            f"connections_per_endpoint={options.connections_per_endpoint}"
+        )
+
+    def _usual_latency(self, now: float) -> float:
+        """Seconds that a call takes once it has its turn; 0 if there was none yet."""
+        return min((self.balancer.latency(endpoint, now) or 0.0 for endpoint in self._eligible), default=0.0)
+
+    def _has_room(self, model: str, target: Hashable | None) -> bool:
+        """Whether there is room for somebody who waits for `target`."""
+        if isinstance(target, Endpoint):
+            return target.in_flight < target.limit
+        place = target if isinstance(target, Place) else None
+        return any(endpoint.in_flight < endpoint.limit for endpoint in self._having(place))
 
     def _hand_over(self) -> None:
-        """Give free room to those in line, in order; one that wants a full endpoint holds up nobody else."""
-        still_waiting: list[tuple[asyncio.Future[Connection], Endpoint | None]] = []
-        while self._waiting:
-            future, endpoint = self._waiting.popleft()
-            if future.done():  # gave up
-                continue
-            connection = self._take(endpoint)
-            if connection is not None:
-                future.set_result(connection)
-                continue
-            still_waiting.append((future, endpoint))
-            if endpoint is None:
-                break
-        self._waiting.extendleft(reversed(still_waiting))
+        """Give free room to those in line."""
+        queue = self._queue
+        while queue:
+            now = self.clock()
+            waiter = queue.pop(now, self._has_room)
+            if waiter is None:
+                return
+            place, tried, endpoint = self._wanted[waiter.future]
+            # Where the only endpoints with room turn out not to have the model, they say so.
+            connection = self._take(place, tried, now, endpoint) or self._take(None, (), now, None)
+            assert connection is not None
+            waiter.future.set_result(connection)
+
+    def _dismiss(self) -> None:
+        """Send everybody in line away."""
+        self._queue.fail_all(
+            lambda: errors.ClientClosedError("the client was closed while waiting"), self.clock()
+        )
+
+    def release(
+        self,
+        connection: Connection,
+        error: BaseException | None = None,
+        seconds: float | None = None,
+        now: float | None = None,
+    ) -> None:
+        """Give back what `acquire` or `try_acquire` gave, once, telling how the call ended.
+
+        Args:
+            connection: what was given.
+            error: why the call failed; None if it was answered. A cancellation says nothing about the
+                endpoint.
+            seconds: how long it took; None if it was not sent.
+            now: the time, if the caller knows it.
+        """
+        endpoint = connection.endpoint
+        endpoint.in_flight -= 1
+        connection.in_flight -= 1
+        self.in_flight -= 1
+        if now is None:
+            now = self.clock()
+        if error is None:
+            connection.quiet_since = now if connection.in_flight else 0.0
+            if seconds is not None:
+                self.balancer.record(endpoint, seconds, now)
+                endpoint.latencies.record(seconds)
+                health = endpoint.health
+                health.succeeded()
+                if health.state != HEALTHY:
+                    self.readmit(endpoint)
+                if endpoint.limiter is not None:
+                    self._learn_limit(endpoint, seconds, now, dropped=False)
+        elif isinstance(error, errors.RPCError):
+            connection.errors += 1
+            self._note_failure(connection, error, seconds, now)
+        if not connection.in_flight and (connection.retired or endpoint.removed):
+            self._say_goodbye(connection)
+        if self._queue:
+            self._hand_over()
+        if self._drained is not None and not self.in_flight and not self._queue:
+            self._drained.set()
+
+    def _note_failure(
+        self, connection: Connection, error: errors.RPCError, seconds: float | None, now: float
+    ) -> None:
+        endpoint = connection.endpoint
+        code = error.code
+        if code not in {"DEADLINE_EXCEEDED", "CANCELLED"}:  # which the server may know nothing of
+            connection.quiet_since = now if connection.in_flight else 0.0
+        if code not in _BLAMED or isinstance(error, errors.MessageTooLargeError):
+            endpoint.health.succeeded()  # it answered, if not what the caller wanted
+            return
+        if code == "CANCELLED" or connection.retired:
+            return
+        if seconds is not None:
+            self.balancer.record(endpoint, seconds, now, failed=True)
+            if endpoint.limiter is not None and code in _DROPPED:
+                self._learn_limit(endpoint, seconds, now, dropped=True)
+        if (
+            code == "UNAVAILABLE"
+            and connection.transport is not None
+            and connection.transport.state != "ready"
+        ):
+            self.lose(endpoint, error.details)
+        elif endpoint.health.failed():
+            self.eject(endpoint, f"{endpoint.health.in_a_row} calls in a row failed: {code}")
+
+    def _learn_limit(self, endpoint: Endpoint, seconds: float, now: float, *, dropped: bool) -> None:
+        limiter = endpoint.limiter
+        assert limiter is not None
+        limiter.record(seconds, endpoint.in_flight + 1, dropped, now)
+        options = self.options
+        capacity = options.connections_per_endpoint * options.max_in_flight_per_connection
+        endpoint.limit = min(capacity, limiter.limit)
 
     async def close(self, grace: float | None = None) -> None:
         """Take no more calls, let those under way and in line end, then close every connection.
@@ -335,17 +771,38 @@ class Pool:
                     await asyncio.wait_for(self._drained.wait(), grace)
         finally:
             # Also when this is cancelled: a client that is being closed must not stay half open.
-            for future, _ in self._waiting:
-                if not future.done():
-                    future.set_exception(errors.ClientClosedError("the client was closed while waiting"))
-            self._waiting.clear()
-            for connection in self._connections:
+            self._dismiss()
+            for connection in self._all_connections():
                 if connection.transport is not None:
                     await connection.transport.close()
+            if self._goodbyes:
+                await asyncio.wait(self._goodbyes)
 
     def abandon(self) -> None:
         """Forget every connection without a loop to close it on."""
         self._closing = True
-        for connection in self._connections:
+        for connection in self._all_connections():
             if connection.transport is not None:
                 connection.transport.abandon()
+
+    def _all_connections(self) -> list[Connection]:
+        return [
+            *(connection for endpoint in self.endpoints for connection in endpoint.connections),
+            *self._retired,
+        ]
+
+
+#: Codes for which the endpoint is to blame, not the request.
+_BLAMED = frozenset(
+    {
+        "UNAVAILABLE",
+        "RESOURCE_EXHAUSTED",
+        "DEADLINE_EXCEEDED",
+        "INTERNAL",
+        "UNKNOWN",
+        "DATA_LOSS",
+        "CANCELLED",
+    }
+)
+#: Codes by which a limit learns that there were too many calls.
+_DROPPED = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aioserving import _proto
 from aioserving._types import Array
+from aioserving.attempts import Attempt
 
 if TYPE_CHECKING:
     from aioserving.messages import ModelSpec
@@ -22,12 +23,20 @@ class PredictResult(Mapping[str, Array]):
     object arrays of bytes.
     """
 
-    __slots__ = ("_model_spec", "_outputs", "_serialized")
+    __slots__ = ("_model_spec", "_outputs", "_serialized", "attempts")
 
-    def __init__(self, outputs: dict[str, Array], model_spec: bytes, serialized: bytes) -> None:
+    def __init__(
+        self,
+        outputs: dict[str, Array],
+        model_spec: bytes,
+        serialized: bytes,
+        attempts: tuple[Attempt, ...] = (),
+    ) -> None:
         self._outputs = outputs
         self._model_spec = model_spec
         self._serialized = serialized
+        #: The story of the call: where it went, how long it took; more than one if it was tried again.
+        self.attempts = attempts
 
     def __getitem__(self, name: str) -> Array:
         try:

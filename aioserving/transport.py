@@ -19,7 +19,7 @@ import re
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 from grpc import aio
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from aioserving._types import Metadata
     from aioserving.errors import RPCError
 
-__all__ = ["ChannelOptions", "Transport", "check_fork", "error_from_status", "process_generation"]
+__all__ = ["ChannelOptions", "Slot", "Transport", "check_fork", "error_from_status", "process_generation"]
 
 ChannelOptions = Sequence[tuple[str, Any]]
+
+Call: TypeAlias = "Callable[..., Awaitable[bytes]]"
 
 #: Defaults of every channel. Why each is there is said beside it; `options=` overrides any of them.
 _OPTIONS: Final[dict[str, Any]] = {
@@ -50,7 +52,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     # gRPC waits 1 s after the first refused connection and up to 120 s later on: far longer than a
     # server takes to restart.
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 2_000,
+    "grpc.max_reconnect_backoff_ms": 1_000,
     # Larger writes to the socket: a tenth less CPU time for a message of 19 MB, no difference at 3 KB.
     "grpc.http2.write_buffer_size": 1024 * 1024,
     # No TXT look-ups for service configs: one DNS round trip less.
@@ -120,6 +122,26 @@ def check_fork(generation: int | None = None) -> None:
         )
 
 
+class Slot:
+    """A call under way that somebody else than its caller can end."""
+
+    __slots__ = ("_call", "superseded")
+
+    def __init__(self) -> None:
+        self._call: Any = None
+        #: Whether it was ended because another attempt had answered.
+        self.superseded = False
+
+    def __repr__(self) -> str:
+        return f"<Slot: {'superseded' if self.superseded else 'no call' if self._call is None else 'a call'}>"
+
+    def supersede(self) -> None:
+        """End the call with `errors.CancelledError`, at once, or as soon as it begins."""
+        self.superseded = True
+        if self._call is not None:
+            _end(self._call)
+
+
 class Transport:
     """One HTTP/2 connection to `target`, opened lazily by gRPC at the first call.
 
@@ -152,16 +174,15 @@ class Transport:
         else:
             self._channel = aio.secure_channel(target, credentials, options=arguments)
         self._closed = False
-        self._active: set[Any] = set()  # lean calls under way, which the channel does not track
+        self._given_up = ""  # why, if it was
+        self._active: set[Any] = set()  # calls under way
         self._drained: asyncio.Event | None = None  # made by `close`, set when `_active` is empty
         self._callables: dict[str, Callable[..., Any]] = {}
         self._handles: dict[str, tuple[bytes, int]] = {}
         self._core = _lean_core(self._channel) if lean else None
-        #: ``call(method, request, timeout, metadata)`` gives the serialized response.
+        #: ``call(method, request, timeout, metadata, slot)`` gives the serialized response.
         #: `timeout` is in seconds, or None; it travels to the server as the gRPC deadline.
-        self.call: Callable[[str, bytes, float | None, Metadata], Awaitable[bytes]] = (
-            self._call_public if self._core is None else self._call_lean
-        )
+        self.call: Call = self._call_public if self._core is None else self._call_lean
         _live.add(self)
 
     def __repr__(self) -> str:
@@ -175,12 +196,17 @@ class Transport:
         return str(self._channel.get_state().name).lower()
 
     async def _call_lean(
-        self, method: str, request: bytes, timeout: float | None, metadata: Metadata
+        self,
+        method: str,
+        request: bytes,
+        timeout: float | None,
+        metadata: Metadata,
+        slot: Slot | None = None,
     ) -> bytes:
         if not _blocks_are_kept and len(request) >= _LARGE:
             _keep_large_blocks()
-        if self._closed:
-            raise errors.ClientClosedError("the connection was closed")
+        if self._closed or self._given_up:
+            raise self._cut_off(method)
         handle = self._handles.get(method)
         try:
             if handle is None:
@@ -197,9 +223,11 @@ class Transport:
             raise errors.ClientClosedError("the connection was closed") from error
         except (TypeError, AttributeError):  # another grpcio's core: nothing was sent yet
             self.call = self._call_public
-            return await self._call_public(method, request, timeout, metadata)
+            return await self._call_public(method, request, timeout, metadata, slot)
         active = self._active
         active.add(call)
+        if slot is not None:
+            slot._call = call
         try:
             response = await call.unary_unary(request, tuple(metadata) if metadata else ())
         except asyncio.CancelledError:
@@ -213,23 +241,30 @@ class Transport:
         if call.is_ok():
             return response  # type: ignore[no-any-return]
         if call.is_locally_cancelled():
-            raise errors.ClientClosedError(_CUT_OFF)
+            raise self._cut_off(method, slot)
         status = await call.status()
-        raise error_from_status(
+        failure = error_from_status(
             _CODE_NAMES.get(status.code(), "UNKNOWN"),
             status.details() or "",
             endpoint=self.target,
             method=method,
             debug=status.debug_error_string() or "",
         )
+        failure.pushback = _pushback(status.trailing_metadata())
+        raise failure
 
     async def _call_public(
-        self, method: str, request: bytes, timeout: float | None, metadata: Metadata
+        self,
+        method: str,
+        request: bytes,
+        timeout: float | None,
+        metadata: Metadata,
+        slot: Slot | None = None,
     ) -> bytes:
         if not _blocks_are_kept and len(request) >= _LARGE:
             _keep_large_blocks()
-        if self._closed:
-            raise errors.ClientClosedError("the connection was closed")
+        if self._closed or self._given_up:
+            raise self._cut_off(method)
         function = self._callables.get(method)
         if function is None:
             function = self._callables[method] = self._unary_unary(method)
@@ -239,6 +274,10 @@ class Transport:
             call = function(request, timeout=timeout, metadata=tuple(metadata) if metadata else None)
         except cygrpc.UsageError as error:
             raise errors.ClientClosedError("the connection was closed") from error
+        active = self._active
+        active.add(call)
+        if slot is not None:
+            slot._call = call
         # Awaited directly, the call would answer a cancellation of this task with a CancelledError of its
         # own, without the message by which anyio's cancel scopes know theirs on Python 3.10.
         waiting = asyncio.ensure_future(call)
@@ -247,18 +286,34 @@ class Transport:
         except asyncio.CancelledError:
             call.cancel()
             raise
+        finally:
+            active.discard(call)
+            if self._drained is not None and not active:
+                self._drained.set()
         try:
             return waiting.result()  # type: ignore[no-any-return]
         except asyncio.CancelledError:
-            raise errors.ClientClosedError(_CUT_OFF) from None
+            raise self._cut_off(method, slot) from None
         except aio.AioRpcError as error:
-            raise error_from_status(
+            translated = error_from_status(
                 error.code().name,
                 error.details() or "",
                 endpoint=self.target,
                 method=method,
                 debug=error.debug_error_string() or "",
-            ) from error
+            )
+            translated.pushback = _pushback(error.trailing_metadata())
+            raise translated from error
+
+    def _cut_off(self, method: str, slot: Slot | None = None) -> errors.ServingError:
+        """Why a call ended, or could not begin, on this side."""
+        if slot is not None and slot.superseded:
+            return errors.CancelledError("another attempt had answered", endpoint=self.target)
+        if self._given_up:
+            return errors.UnavailableError(
+                self._given_up, endpoint=self.target, method=method.rpartition("/")[2]
+            )
+        return errors.ClientClosedError("the client was closed while the call was under way")
 
     def _unary_unary(self, method: str) -> Callable[..., Any]:
         return self._channel.unary_unary(method)  # bytes in, bytes out: no (de)serializers
@@ -274,13 +329,21 @@ class Transport:
         self._closed = True
         try:
             for call in tuple(self._active):
-                call.cancel("the client was closed")
+                _end(call)
             if self._active:  # their cancellations complete in the callers' tasks
                 self._drained = asyncio.Event()
                 await self._drained.wait()
         finally:
             await self._channel.close()
             self._let_go()
+
+    def give_up(self, reason: str) -> int:
+        """End the calls under way with `UnavailableError`, and take no more; gives how many there were."""
+        self._given_up = reason
+        calls = tuple(self._active)
+        for call in calls:
+            _end(call)
+        return len(calls)
 
     def abandon(self) -> None:
         """Let go of the connection without a loop (it was closed, or nobody closed the client)."""
@@ -296,12 +359,18 @@ class Transport:
         _live.discard(self)
 
 
-_CUT_OFF: Final = "the client was closed while the call was under way"
-
 try:
     from grpc._cython import cygrpc  # type: ignore[attr-defined]
 except ImportError:  # pragma: no cover - every known grpcio has it
     cygrpc = Any
+
+
+def _end(call: Any) -> None:
+    """Cancel a call of either kind."""
+    if isinstance(call, aio.Call):
+        call.cancel()
+    else:
+        call.cancel("ended on this side")
 
 
 def _lean_core(channel: aio.Channel) -> Any | None:
@@ -362,6 +431,20 @@ _MISSING_HTTP2 = re.compile(
     r"(?i)trying to connect an http1|first 16 bytes|settings frame|missing http/2|http2 header with status|"
     r"received http2? ?:|text/html|bad (http2 )?preface|failed parsing http/2"
 )
+
+
+def _pushback(metadata: Any) -> float | None:
+    """Seconds after which the server asks to try again, negative for never; None if it says nothing.
+
+    From ``grpc-retry-pushback-ms`` (gRPC proposal A6), in which what is no number also means never.
+    """
+    for key, value in metadata or ():
+        if key == "grpc-retry-pushback-ms":
+            try:
+                return int(value) / 1e3
+            except ValueError:
+                return -1.0
+    return None
 
 
 def error_from_status(

@@ -1,0 +1,637 @@
+"""One call, however many attempts it takes: retries, hedges, and going elsewhere.
+
+A call that is idempotent, as all are but reloads, may be sent more than once. What is worth another
+attempt is decided by `retry`, `hedging` and `circuit`, where it goes by the pool; here they are put
+together, with one deadline for everything and the story of every attempt in the result or the error.
+
+The way of a call that meets no fault has no task, no lock and no timer of its own, but for the timer of a
+hedge if hedging is switched on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random as random_module
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aioserving import errors
+from aioserving.attempts import Attempt
+from aioserving.circuit import Circuit, CircuitOptions, State
+from aioserving.events import (
+    CallEnded,
+    CallHedged,
+    CallRefused,
+    CallRetried,
+    CircuitClosed,
+    CircuitOpened,
+    CredentialsRefreshed,
+    Observers,
+)
+from aioserving.hedging import Hedging, HedgingPolicy
+from aioserving.latency import Latency, LatencyHistogram
+from aioserving.pool import Connection, Endpoint, Place, Pool
+from aioserving.retry import Retry, RetryBudget, RetryPolicy, decide, is_connection_failure
+from aioserving.security import Credentials, obtain
+from aioserving.transport import Slot
+
+if TYPE_CHECKING:
+    from aioserving._types import Metadata
+
+__all__ = ["Answer", "Calls", "ModelRecord", "ModelStats"]
+
+#: The serialized response, and the attempts it took; the last one of them is where it came from.
+Answer = tuple[bytes, tuple[Attempt, ...]]
+
+#: Codes with which an endpoint that does not have a model says so.
+_ABSENT: Final = (errors.ModelNotFoundError, errors.VersionLabelNotFoundError)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """The calls of one model, at one moment."""
+
+    model: str
+    #: Calls that have ended, with an answer or an error.
+    calls: int
+    #: Calls that ended in an error.
+    errors: int
+    #: Attempts beyond the first of each call.
+    retries: int
+    #: Calls that were sent a second time because the answer was late.
+    hedges: int
+    #: Seconds that calls took from beginning to end, with waiting and all attempts.
+    latency: Latency
+
+    def __str__(self) -> str:
+        counts = f"{self.errors} errors, {self.retries} retries, {self.hedges} hedges"
+        return f"{self.model}: {self.latency}, {counts}"
+
+
+class ModelRecord:
+    """What is counted of the calls of one model."""
+
+    __slots__ = ("calls", "errors", "hedging", "latencies", "model", "retries")
+
+    def __init__(self, model: str, hedging: Hedging | None) -> None:
+        self.model = model
+        self.calls = 0
+        self.errors = 0
+        self.retries = 0
+        self.hedging = hedging
+        self.latencies = LatencyHistogram()
+
+    def __repr__(self) -> str:
+        return f"<ModelRecord of {self.model}: {self.calls} calls, {self.errors} errors>"
+
+    def snapshot(self) -> ModelStats:
+        """The numbers as they are now."""
+        hedges = self.hedging.hedged if self.hedging is not None else 0
+        latency = self.latencies.snapshot()
+        return ModelStats(self.model, self.calls, self.errors, self.retries, hedges, latency)
+
+
+class Calls:
+    """How the calls of one client are made.
+
+    Args:
+        pool: where they go.
+        retry: what is tried again, and how often.
+        hedging: when a call is sent a second time; None for never.
+        circuit: when nothing is sent any more because nothing answers.
+        credentials: what calls carry to say who makes them.
+        metadata: what all calls carry.
+        observers: who is told.
+        ensure_endpoints: finds endpoints when there are none yet, until a deadline.
+        explain: adds to an error of a connection what may have caused it.
+        random: where chance comes from.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        retry: RetryPolicy,
+        hedging: HedgingPolicy | None,
+        circuit: CircuitOptions,
+        credentials: Credentials | None,
+        metadata: Metadata,
+        observers: Observers,
+        ensure_endpoints: Callable[[float | None], Awaitable[None]],
+        explain: Callable[[errors.RPCError, Endpoint], None],
+        random: random_module.Random | None = None,
+    ) -> None:
+        self._pool = pool
+        self._retry = retry
+        self._hedging = hedging
+        self._random = random or random_module.Random()  # noqa: S311 - nothing secret
+        self._circuit = Circuit(circuit, self._random)
+        self._opened_at = 0.0
+        self._budget = RetryBudget(retry.budget_ratio, retry.budget_reserve, retry.budget_window)
+        self._credentials = credentials
+        self._metadata = tuple(metadata)
+        self._observers = observers
+        #: Seconds; deadlines are on it.
+        self.clock: Callable[[], float] = time.monotonic
+        self._ensure_endpoints = ensure_endpoints
+        self._explain = explain
+        self._records: dict[str, ModelRecord] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        pool.on_return = self._something_is_back
+
+    def __repr__(self) -> str:
+        return f"<Calls, circuit {self._circuit.state.value}, {self._budget!r}>"
+
+    @property
+    def circuit_state(self) -> str:
+        """``"closed"`` if calls are made; ``"open"`` or ``"half-open"`` if nothing answers."""
+        return self._circuit.state.value
+
+    def record(self, model: str) -> ModelRecord:
+        """What is counted of a model."""
+        found = self._records.get(model)
+        if found is None:
+            hedging = Hedging(self._hedging) if self._hedging is not None else None
+            found = self._records[model] = ModelRecord(model, hedging)
+        return found
+
+    def stats(self) -> tuple[ModelStats, ...]:
+        """A snapshot of every model's numbers."""
+        return tuple(record.snapshot() for record in self._records.values())
+
+    async def call(
+        self,
+        method: str,
+        request: bytes,
+        deadline: float | None,
+        place: Place,
+        record: ModelRecord,
+        metadata: Metadata = (),
+    ) -> Answer:
+        """Make a call that may be sent more than once.
+
+        Args:
+            method: full name of the RPC.
+            request: the serialized request.
+            deadline: when everything must be over, on the clock; None for no limit.
+            place: what the call is for.
+            record: where it is counted.
+            metadata: what this call carries besides.
+
+        Raises:
+            RPCError: it failed, as the last attempt did that was not superseded; with all `attempts`.
+            ClientClosedError: the client is closed, or was closed meanwhile.
+        """
+        begun = self.clock()
+        attempts: list[Attempt] = []
+        self._budget.deposit(begun)
+        try:
+            response = await self._attempts(
+                method, request, deadline, place, record, metadata, begun, attempts
+            )
+        except errors.RPCError as error:
+            record.calls += 1
+            record.errors += 1
+            error.model, error.method = place.model, _short(method)
+            error.attempts = tuple(attempts)
+            self._ended(record, method, error.code, begun, attempts)
+            raise
+        seconds = self.clock() - begun
+        record.calls += 1
+        record.latencies.record(seconds)
+        story = tuple(attempts)
+        if record.hedging is not None:
+            record.hedging.record(seconds, begun + seconds)
+        if self._observers:
+            self._ended(record, method, "OK", begun, attempts)
+        return response, story
+
+    async def call_once(
+        self,
+        method: str,
+        request: bytes,
+        deadline: float | None,
+        model: str | None,
+        metadata: Metadata = (),
+        endpoint: Endpoint | None = None,
+    ) -> Answer:
+        """Make a call that is sent once, whatever the state of the circuit.
+
+        Args:
+            method: full name of the RPC.
+            request: the serialized request.
+            deadline: when it must be over, on the clock; None for no limit.
+            model: the model that it is about.
+            metadata: what this call carries besides.
+            endpoint: where to send it; None for anywhere.
+
+        Raises:
+            RPCError: it failed.
+            ClientClosedError: the client is closed, or was closed meanwhile.
+        """
+        begun = self.clock()
+        attempts: list[Attempt] = []
+        place = Place(model) if model is not None else None
+        try:
+            pairs = (*self._metadata, *await self._mine(deadline), *metadata)
+            response, failure, _ = await self._attempt(
+                method, request, deadline, place, pairs, begun, attempts, (), None, endpoint
+            )
+        except errors.RPCError as error:
+            error.model, error.method = model, _short(method)
+            raise
+        if failure is not None:
+            failure.model, failure.method, failure.attempts = model, _short(method), tuple(attempts)
+            raise failure
+        return response, tuple(attempts)
+
+    async def aclose(self) -> None:
+        """End the hedges that are still under way."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # -- attempts -----------------------------------------------------------------------------------------
+
+    async def _attempts(
+        self,
+        method: str,
+        request: bytes,
+        deadline: float | None,
+        place: Place,
+        record: ModelRecord,
+        metadata: Metadata,
+        begun: float,
+        attempts: list[Attempt],
+    ) -> bytes:
+        pool = self._pool
+        circuit = self._circuit
+        tried: tuple[Endpoint, ...] = ()
+        absent: tuple[Endpoint, ...] = ()
+        mine: Metadata = ()
+        refreshed = False
+        number = 0
+        last: errors.RPCError | None = None
+        while True:
+            now = self.clock()
+            if circuit.state is not State.CLOSED and not circuit.allow(now):
+                raise last or self._refused(now)
+            number += 1
+            try:
+                pairs: Metadata = self._metadata
+                if metadata or self._credentials is not None:
+                    mine = await self._mine(deadline)
+                    pairs = (*pairs, *mine, *metadata)
+                if number > 1:
+                    pairs = (*pairs, ("grpc-previous-rpc-attempts", str(number - 1)))
+                response, failure, endpoint = await self._attempt(
+                    method, request, deadline, place, pairs, begun, attempts, tried, record.hedging, None
+                )
+            except BaseException as error:
+                if last is not None and isinstance(error, errors.ClientClosedError):
+                    raise last from None  # it was closing, and had failed before
+                if circuit.state is State.HALF_OPEN:
+                    circuit.release(self.clock())
+                if isinstance(error, errors.ResourceExhaustedError):  # refused on this side
+                    self._observers.emit(CallRefused(place.model, _short(method), error.details))
+                raise
+            now = self.clock()
+            if failure is None:
+                if circuit.success(now) is not None:
+                    self._closed(now)
+                for other in absent:
+                    pool.miss(other, place)
+                return response
+            if is_connection_failure(failure):
+                self._explain(failure, endpoint)
+                if circuit.failure(now) is not None and circuit.state is State.OPEN:
+                    self._opened(now)
+            elif circuit.success(now) is not None:
+                self._closed(now)
+            last = failure
+            if isinstance(failure, errors.UnauthenticatedError) and not refreshed:
+                refreshed = True
+                if self._credentials is not None and self._credentials.invalidate(mine):
+                    self._observers.emit(CredentialsRefreshed(endpoint.target))
+                    continue
+            if endpoint not in tried:
+                tried = (*tried, endpoint)
+            if isinstance(failure, _ABSENT):
+                absent = (*absent, endpoint)
+            decision = decide(
+                self._retry,
+                failure,
+                attempt=number,
+                remaining=None if deadline is None else deadline - now,
+                elsewhere=pool.others(place, tried),
+                budget=self._budget,
+                pushback=failure.pushback,
+                now=now,
+                random=self._random,
+            )
+            if not isinstance(decision, Retry):
+                if number > 1 or failure.code in self._retry.codes:
+                    failure.gave_up = decision.reason
+                raise failure
+            record.retries += 1
+            self._observers.emit(CallRetried(place.model, _short(method), attempts[-1], decision.delay))
+            if decision.delay:
+                await asyncio.sleep(decision.delay)
+
+    async def _attempt(
+        self,
+        method: str,
+        request: bytes,
+        deadline: float | None,
+        place: Place | None,
+        metadata: Metadata,
+        begun: float,
+        attempts: list[Attempt],
+        tried: Sequence[Endpoint],
+        hedging: Hedging | None,
+        only: Endpoint | None,
+    ) -> tuple[bytes, errors.RPCError | None, Endpoint]:
+        """One attempt, perhaps with a hedge: the response, or the error; and where it came from."""
+        pool, clock = self._pool, self.clock
+        now = clock()
+        connection = pool.try_acquire(place, tried, now, endpoint=only)
+        if connection is None:
+            connection = await self._wait_for_room(deadline, place, tried, only)
+            now = clock()
+        timeout = None
+        if deadline is not None:
+            timeout = deadline - now
+            if timeout <= 0:
+                pool.release(connection)
+                raise _late(attempts)
+        limit = self._retry.attempt_timeout
+        if limit is not None and only is None and (timeout is None or limit < timeout):
+            timeout = limit
+        if hedging is not None:
+            delay = hedging.delay(now)
+            if delay is not None and len(pool.endpoints) > 1:
+                race = _Race(self, connection, hedging, method, request, deadline, place, metadata, begun)
+                return await race.run(now, delay, timeout, attempts)
+        endpoint = connection.endpoint
+        try:
+            transport = connection.transport or connection.open()
+            response = await transport.call(method, request, timeout, metadata)
+        except errors.RPCError as failure:
+            end = clock()
+            pool.release(connection, failure, end - now, end)
+            attempts.append(_failed(endpoint, now - begun, end - now, failure))
+            return b"", failure, endpoint
+        except BaseException as error:
+            pool.release(connection, error)
+            raise
+        end = clock()
+        pool.release(connection, None, end - now, end)
+        attempts.append(Attempt(endpoint.target, now - begun, end - now))
+        return response, None, endpoint
+
+    async def _wait_for_room(
+        self, deadline: float | None, place: Place | None, tried: Sequence[Endpoint], only: Endpoint | None
+    ) -> Connection:
+        pool = self._pool
+        if not pool.endpoints:
+            await self._ensure_endpoints(deadline)
+        left = None if deadline is None else deadline - self.clock()
+        if left is not None and left <= 0:
+            raise _late(())
+        return await pool.acquire(left, place, tried, endpoint=only)
+
+    async def _mine(self, deadline: float | None) -> Metadata:
+        """What the credentials have a call carry."""
+        credentials = self._credentials
+        if credentials is None:
+            return ()
+        mine = credentials.metadata()
+        if mine is None:
+            left = None if deadline is None else max(deadline - self.clock(), 0.0)
+            try:
+                mine = await asyncio.wait_for(obtain(credentials), left)
+            except (TimeoutError, asyncio.TimeoutError) as error:
+                raise errors.DeadlineExceededError(
+                    f"{credentials!r} did not come in time: nothing was sent"
+                ) from error
+        return mine
+
+    # -- circuit and telling ------------------------------------------------------------------------------
+
+    def _refused(self, now: float) -> errors.UnavailableError:
+        last = self._circuit.last
+        why = f": {last.reason}" if last is not None else ""
+        wells = "; ".join(str(health) for health in self._pool.health()[:5])
+        return errors.UnavailableError(
+            f"nothing was sent, because nothing answers{why}; the next attempt is let through in "
+            f"{self._circuit.retry_after(now):.2g} s ({wells})"
+        )
+
+    def _opened(self, now: float) -> None:
+        self._opened_at = now
+        last = self._circuit.last
+        self._observers.emit(CircuitOpened(last.reason if last is not None else ""))
+
+    def _closed(self, now: float) -> None:
+        self._observers.emit(CircuitClosed(now - self._opened_at))
+
+    def _something_is_back(self) -> None:
+        now = self.clock()
+        if self._circuit.success(now) is not None:
+            self._closed(now)
+
+    def _ended(
+        self, record: ModelRecord, method: str, code: str, begun: float, attempts: Sequence[Attempt]
+    ) -> None:
+        if self._observers:
+            seconds = self.clock() - begun
+            self._observers.emit(CallEnded(record.model, _short(method), code, seconds, tuple(attempts)))
+
+
+class _Race:
+    """An attempt that gets company when it is late; whoever answers first wins.
+
+    The first attempt runs in the caller's own task, the second in one of its own.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_begun",
+        "_calls",
+        "_connection",
+        "_deadline",
+        "_delay",
+        "_hedging",
+        "_metadata",
+        "_method",
+        "_place",
+        "_request",
+        "_second",
+        "_slot",
+        "_story",
+        "_task",
+    )
+
+    def __init__(
+        self,
+        calls: Calls,
+        connection: Connection,
+        hedging: Hedging,
+        method: str,
+        request: bytes,
+        deadline: float | None,
+        place: Place | None,
+        metadata: Metadata,
+        begun: float,
+    ) -> None:
+        self._calls = calls
+        self._connection = connection
+        self._hedging = hedging
+        self._method = method
+        self._request = request
+        self._deadline = deadline
+        self._place = place
+        self._metadata = metadata
+        self._begun = begun
+        self._slot = Slot()
+        self._delay = 0.0
+        self._task: asyncio.Task[None] | None = None
+        #: Where the second attempt went, and when.
+        self._second: tuple[Endpoint, float] | None = None
+        #: What it answered, and where it came from.
+        self._answer: tuple[bytes, Endpoint] | None = None
+        self._story: list[Attempt] = []
+
+    def __repr__(self) -> str:
+        state = "hedged" if self._task is not None else "alone"
+        return f"<_Race of {_short(self._method)}, {state}>"
+
+    async def run(
+        self, now: float, delay: float, timeout: float | None, attempts: list[Attempt]
+    ) -> tuple[bytes, errors.RPCError | None, Endpoint]:
+        """Make the first attempt, and the second when its time comes; as `Calls._attempt`."""
+        calls, connection = self._calls, self._connection
+        endpoint = connection.endpoint
+        pool, clock = calls._pool, calls.clock
+        self._delay = delay
+        timer = asyncio.get_running_loop().call_later(delay, self._hedge)
+        failure: errors.RPCError | None = None
+        response = b""
+        try:
+            try:
+                transport = connection.transport or connection.open()
+                response = await transport.call(
+                    self._method, self._request, timeout, self._metadata, self._slot
+                )
+            except errors.RPCError as error:
+                failure = error
+            except BaseException as error:
+                pool.release(connection, error)
+                raise
+            finally:
+                timer.cancel()
+            end = clock()
+            if self._slot.superseded and failure is not None:
+                # It was late, which the balancer has to know, but it did not fail.
+                pool.balancer.record(endpoint, end - now, end)
+                pool.release(connection, asyncio.CancelledError())
+                story = Attempt(endpoint.target, now - self._begun, end - now, "SUPERSEDED")
+            else:
+                pool.release(connection, failure, end - now, end)
+                story = (
+                    Attempt(endpoint.target, now - self._begun, end - now)
+                    if failure is None
+                    else _failed(endpoint, now - self._begun, end - now, failure)
+                )
+            if failure is not None and self._task is not None:
+                await asyncio.wait((self._task,))
+        finally:
+            if self._task is not None and not self._task.done():
+                self._task.cancel()
+        if failure is None:
+            attempts += self._story
+            if self._second is not None and not self._story:
+                other, started = self._second
+                attempts.append(
+                    Attempt(other.target, started - self._begun, end - started, "SUPERSEDED", "", True)
+                )
+            attempts.append(story)
+            return response, None, endpoint
+        attempts += [story, *self._story]
+        if self._answer is not None:
+            return self._answer[0], None, self._answer[1]
+        return b"", failure, endpoint
+
+    def _hedge(self) -> None:
+        """The time has come: begin the second attempt, if there is somewhere to go."""
+        calls, first = self._calls, self._connection.endpoint
+        pool = calls._pool
+        now = calls.clock()
+        if not pool.others(self._place, (first,)):
+            return
+        try:
+            connection = pool.try_acquire(self._place, (first,), now)
+        except errors.ClientClosedError:
+            return
+        if connection is None:
+            return
+        if connection.endpoint is first or not self._hedging.try_hedge(now):
+            pool.release(connection)
+            return
+        targets = (first.target, connection.endpoint.target)
+        calls._observers.emit(
+            CallHedged(
+                self._place.model if self._place is not None else None,
+                _short(self._method),
+                targets,
+                self._delay,
+            )
+        )
+        self._second = connection.endpoint, now
+        task = asyncio.get_running_loop().create_task(self._run_second(connection, now))
+        self._task = task
+        calls._tasks.add(task)
+        task.add_done_callback(calls._tasks.discard)
+
+    async def _run_second(self, connection: Connection, now: float) -> None:
+        calls, endpoint = self._calls, connection.endpoint
+        pool, clock = calls._pool, calls.clock
+        started = now - self._begun
+        try:
+            timeout = None if self._deadline is None else max(self._deadline - now, 0.0)
+            transport = connection.transport or connection.open()
+            response = await transport.call(self._method, self._request, timeout, self._metadata)
+        except errors.RPCError as error:
+            end = clock()
+            pool.release(connection, error, end - now, end)
+            self._story.append(_failed(endpoint, started, end - now, error, hedge=True))
+            return
+        except BaseException as error:
+            pool.release(connection, error)
+            if not isinstance(error, errors.ClientClosedError):
+                raise
+            return
+        end = clock()
+        pool.release(connection, None, end - now, end)
+        self._story.append(Attempt(endpoint.target, started, end - now, "OK", "", True))
+        self._answer = response, endpoint
+        self._slot.supersede()
+
+
+def _failed(
+    endpoint: Endpoint, started: float, seconds: float, error: errors.RPCError, *, hedge: bool = False
+) -> Attempt:
+    return Attempt(endpoint.target, started, seconds, error.code, error.details, hedge)
+
+
+def _late(attempts: Sequence[Attempt]) -> errors.DeadlineExceededError:
+    if attempts:
+        return errors.DeadlineExceededError("the deadline passed before the call could be sent again")
+    return errors.DeadlineExceededError("the deadline had passed before the call was sent")
+
+
+def _short(method: str) -> str:
+    return method.rpartition("/")[2]
