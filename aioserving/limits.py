@@ -160,8 +160,8 @@ class GradientLimit:
     use, when the limit has halved and latency is still as high (the server became slower), and by a probe:
     every `probe_interval` seconds of use (and fifty times `expected` at least) the limit is a third for about
     two rounds, and the latency of the calls sent then is `expected`. While probes find lower values, they
-    follow one another quickly. Several clients of one server disturb each other's probes, and share it
-    less evenly the fewer calls each has in flight.
+    follow one another quickly. Several clients of one server disturb each other's probes: what one measures
+    has the others' queue in it.
 
     Args:
         initial: the limit to begin with.

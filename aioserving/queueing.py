@@ -126,7 +126,7 @@ class CallTime:
     With the mean, every other call let in at the last moment would miss its deadline. Percentiles of answers
     alone would not do either: of a server so slow that every call misses its deadline there are no answers
     to learn from. So this is a quantile that every call moves by itself: one that took
-    longer raises it by a fifth, one that did not lowers it by a hundredth, and one given up before its answer
+    longer raises it by a fifth, one that did not lowers it by half a percent, and one given up before its answer
     raises it if it was given as long, and tells nothing if it was not.
     """
 
@@ -153,7 +153,7 @@ class CallTime:
         elif seconds > current:
             self.seconds = min(current * 1.2, seconds) if current else seconds
         else:
-            self.seconds = current * 0.99
+            self.seconds = current * 0.995
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class WaitingQueue(Generic[T]):
             model: whose turns it takes.
             now: the time.
             deadline: when its call must have ended; None for never.
-            needs: seconds its call will take (see `CallTime`); its turn must come so long before the deadline.
+            needs: seconds its call will take (see `CallTime`), which must be left at its turn.
             target: the only place where it wants room; None for anywhere.
 
         Raises:
