@@ -136,7 +136,6 @@ def endpoints_of(
     """
     in_use = {endpoint.key: endpoint for endpoint in current}
     chosen: dict[str, Target] = {target.key: target for target in targets if not target.to_resolve}
-    fixed = frozenset(chosen)
     order: dict[str, None] = {}
     for target in targets:
         if not target.to_resolve:
@@ -146,7 +145,7 @@ def endpoints_of(
             endpoint = target.at(ip)
             key = endpoint.key
             order[key] = None
-            if key not in chosen or (key not in fixed and in_use.get(key) == endpoint):
+            if key not in chosen or in_use.get(key) == endpoint:
                 chosen[key] = endpoint
     return tuple(chosen[key] for key in order)
 
@@ -176,8 +175,8 @@ class SystemLookup:
         if task is None:
             task = self._running[key] = _background(_getaddrinfo(host, port))
             task.add_done_callback(lambda done: self._forget(key, done))
-        found = await asyncio.shield(task)
-        return list(dict.fromkeys(str(sockaddr[0]) for _, _, _, _, sockaddr in found))
+        await asyncio.wait((task,))  # cancelled, this leaves the task alone
+        return list(dict.fromkeys(str(sockaddr[0]) for _, _, _, _, sockaddr in task.result()))
 
     def _forget(self, key: tuple[str, int], task: asyncio.Future[list[Any]]) -> None:
         if self._running.get(key) is task:

@@ -815,6 +815,32 @@ def test_a_hanging_system(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(story())
 
 
+def test_a_late_failure(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that comes when nobody waits for it any longer is not reported as one that was forgotten."""
+    release = threading.Event()
+
+    def fail(*arguments: Any, **options: Any) -> list[Any]:
+        assert release.wait(10)
+        raise OSError("too late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+
+    async def story() -> None:
+        lookup = SystemLookup()
+        waiting = asyncio.ensure_future(lookup("models", 1))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+        release.set()
+        while repr(lookup) != "<SystemLookup, 0 under way>":
+            await asyncio.sleep(0.005)
+        gc.collect()
+        await lookup.aclose()
+
+    asyncio.run(story())
+    assert caplog.records == []
+
+
 def test_closing_while_the_system_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing does not wait for the system, and leaves no task, nor a word about one."""
     release = threading.Event()

@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 import pytest
-import trustme
 from grpc import aio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -362,6 +361,7 @@ def test_grpc_agrees_about_proxies(target: str, no_proxy: str, monkeypatch: pyte
 
 def test_tls_goes_by_the_name() -> None:
     """A connection to a resolved address looks for the name in the certificate, not for the address."""
+    trustme = pytest.importorskip("trustme", reason="makes the certificates (extra dev)")
     authority = trustme.CA()
     certificate = authority.issue_cert("models.example")
 
