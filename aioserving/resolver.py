@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import ipaddress
 import logging
 import math
 import random as random_module
@@ -481,9 +482,11 @@ class Resolver:
         if answer:
             if name.error is not None:
                 logger.info("%r is resolved again, after %d failures", name.host, name.schedule.failures)
+            changed = frozenset(answer) != frozenset(name.answer)  # DNS servers rotate their answers
             name.answer, name.error = answer, None
             name.schedule = name.schedule.succeeded(now, self.options, self._random())
-            self._update()
+            if changed:
+                self._update()
             return
         if name.error is None:
             kept = f"; its {len(name.answer)} addresses stay in use" if name.answer else ""
@@ -494,7 +497,7 @@ class Resolver:
     async def _ask(self, name: _Name) -> tuple[str, ...]:
         found = await self._lookup(name.host, name.port)
         for ip in found:
-            name.target.at(ip)  # a ValueError here is a failed lookup
+            ipaddress.ip_address(ip)  # a ValueError here is a failed lookup
         return tuple(dict.fromkeys(found))
 
     def _update(self) -> None:
@@ -505,7 +508,7 @@ class Resolver:
         added = tuple(endpoint for endpoint in after if endpoint not in old)
         removed = tuple(endpoint for endpoint in before if endpoint not in new)
         if not added and not removed:
-            return  # perhaps another order, as DNS servers rotate their answers
+            return  # other names, or a target, have those addresses, too
         self.endpoints = after
         logger.info("endpoints: %d added, %d removed, %d now", len(added), len(removed), len(after))
         on_change = self._on_change()

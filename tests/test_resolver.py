@@ -295,6 +295,7 @@ def test_names_are_looked_up_periodically() -> None:
         stage.dns.answers["models"] = ["10.0.0.2", "10.0.0.3"]
         await stage.clock.advance(30)
         assert stage.changes[1:] == [({"10.0.0.3:8500"}, {"10.0.0.1:8500"})]
+        assert stage.addresses == ["10.0.0.2:8500", "10.0.0.3:8500"]
         await stage.clock.advance(29)
         assert stage.dns.times("models") == [0, 30, 60]
 
@@ -344,7 +345,7 @@ def test_requests_bring_a_lookup_forward() -> None:
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), "Temporary failure"),
         (KeyError(), "KeyError"),
         ([], "it has no addresses"),
-        (["10.0.0.1", "nonsense"], "'nonsense' is no IP address"),
+        (["10.0.0.1", "nonsense"], "'nonsense' does not appear to be an IPv4"),
         ("hangs", "no answer within 5 s"),
     ],
 )
@@ -462,6 +463,25 @@ def test_several_names() -> None:
         assert stage.resolver.failures == {}
 
     play(story, [Target("dns:///a:1", 1), Target("dns:///b:2", 2), Target("dns:///c:3", 3)])
+
+
+def test_names_with_the_same_addresses() -> None:
+    """A name that has what another one has changes nothing, until the other one has it no more."""
+
+    async def story(stage: Stage) -> None:
+        answer = asyncio.get_running_loop().create_future()
+        stage.dns.answers.update(a=answer, b=["10.0.0.1"])
+        await stage.resolver.first()
+        answer.set_result(["10.0.0.1"])
+        await settle()
+        assert list(stage.resolver.endpoints) == [Target("10.0.0.1:1", 1, "b")]
+        assert len(stage.changes) == 1
+        stage.dns.answers.update(a=["10.0.0.1"], b=["10.0.0.2"])
+        await stage.clock.advance(31)
+        assert list(stage.resolver.endpoints) == [Target("10.0.0.1:1", 1, "a"), Target("10.0.0.2:1", 1, "b")]
+        assert stage.changes[1:] == [({"10.0.0.1:1", "10.0.0.2:1"}, {"10.0.0.1:1"})]
+
+    play(story, "dns:///a:1,dns:///b:1")
 
 
 def test_all_of_several_names_fail() -> None:
