@@ -31,9 +31,14 @@ Restraint
     decision only with the probability `Balancer.share`, which after admission grows from `ramp_floor` to
     1 within `ramp` seconds, and drops with the share of calls that failed lately.
 
-The defaults were chosen by simulation, on fleets of three and of two hundred servers through slow and
-uneven machines, restarts, crashes, pauses and growth: `bench/bench_balancing.py`, whose tables are in
-`bench/results/balancing.md`.
+Why these defaults
+    They were chosen by simulation, on fleets of three and of two hundred servers with slow and uneven
+    machines, restarts, crashes, pauses and growth (`bench/bench_balancing.py`; the tables are in
+    `bench/results/balancing.md`). `power_of_two` had the lowest 99th percentile in nearly all of them, and
+    was never far from it; each of the others was bad somewhere: those that go by turns alone where servers
+    are slow or hang, `least_outstanding` where each client of a large fleet has few calls in flight to
+    judge by. A ramp of 10 s kept servers from being flooded that take 5 s to warm up, and nearly so 10 s;
+    with 20 s or more a fleet of three misses the one that is held back.
 """
 
 from __future__ import annotations
