@@ -42,8 +42,10 @@ class Limit(Protocol):
             latency_seconds: from sending the call to its end; the time it waited on this side before
                 it was sent is no part of it.
             in_flight: calls in flight when it ended, with this one.
-            dropped: it ended with DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED or UNAVAILABLE because of load. Not
-                dropped: a message too large, a refused connection, a deadline too short for any server.
+            dropped: it ended with DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED or UNAVAILABLE because of load. What
+                says nothing about load is best not recorded at all: a message too large, a refused
+                connection, a cancelled call, and a deadline that was missed by a call that had waited on
+                this side for longer than it was then given.
             now: seconds on a monotonic clock.
         """
         ...

@@ -12,19 +12,19 @@ The model
     answers within the deadline per second, as a share of what the server could give if it did
     nothing else.
 
-`python overload.py` prints goodput for 0.5 to 5 times the capacity.
+`python overload.py` prints goodput for 0.5 to 5 times the capacity, for every limit and order of the queue.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import heapq
 import itertools
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
@@ -87,6 +87,7 @@ class Simulation:
     Args:
         limit: the client's.
         queue: the client's; None makes one.
+        seen: whether the queue is told of deadlines; otherwise callers cancel their calls unannounced.
         deadline: seconds each call is given.
     """
 
@@ -97,12 +98,14 @@ class Simulation:
         *,
         deadline: float = 1.0,
         queue: WaitingQueue[bool] | None = None,
+        seen: bool = True,
         seed: int = 1,
     ) -> None:
         self.server = server
         self.limit = limit
         self.deadline = deadline
         self.queue: WaitingQueue[bool] = WaitingQueue() if queue is None else queue
+        self.seen = seen
         self.random = Random(seed)
         self.now = 0.0
         self.in_flight = 0
@@ -146,14 +149,15 @@ class Simulation:
         self.at(now + self.random.expovariate(self._rate), self._arrive)
         self.outcome.arrived += 1
         call = Call(now + self.deadline)
+        told = call.deadline if self.seen else None
         if self.in_flight < self.limit.limit and not self.queue:
             self._send(call)
-        elif self.queue.refuse("m", call.deadline, now, needs=self.time.seconds) is not None:
+        elif self.queue.refuse("m", told, now, needs=self.time.seconds) is not None:
             self.outcome.refused += 1
             return
         else:
             future: asyncio.Future[bool] = self._loop.create_future()
-            call.waiter = self.queue.push(future, "m", now, call.deadline, needs=self.time.seconds)
+            call.waiter = self.queue.push(future, "m", now, told, needs=self.time.seconds)
             self._calls[call.waiter] = call
             self.outcome.longest_queue = max(self.outcome.longest_queue, len(self.queue))
         self.at(call.deadline, lambda: self._give_up(call))
@@ -227,24 +231,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few virtual seconds only")
     quick = parser.parse_args().quick
     warm, seconds = (5.0, 5.0) if quick else (30.0, 30.0)
-    print(
-        "goodput / mean limit / 99th percentile of answers in time (ms); 8 workers of 20 ms, deadline 0.5 s"
-    )
-    print(f"{'offered load':30}" + "".join(f"{load:>20g}" for load in LOADS))
-    for name, make, order in itertools.chain.from_iterable(
-        ((f"{name}, {order}", make, order) for order in ORDERS) for name, make in KINDS.items()
-    ):
+    print("8 workers of 20 ms, deadline 0.5 s: goodput / mean limit / latency of answers in time, median and")
+    print("99th percentile in ms, by offered load. Unseen: the queue is not told of the deadlines.")
+    print(f"{'limit, order':36}" + "".join(f"{load:>24g}" for load in LOADS))
+    for seen, (name, make), order in itertools.product((True, False), KINDS.items(), ORDERS):
         cells = []
         for load in LOADS:
-            with contextlib.closing(
-                Simulation(Server(8, 0.020), make(), deadline=0.5, queue=WaitingQueue(order=order))
-            ) as simulation:
+            queue: WaitingQueue[bool] = WaitingQueue(order=order)
+            server = Server(8, 0.020)
+            with closing(Simulation(server, make(), deadline=0.5, queue=queue, seen=seen)) as simulation:
                 simulation.run(warm, load)
                 outcome = simulation.run(seconds, load)
-            latencies = sorted(outcome.latencies)
-            p99 = latencies[int(len(latencies) * 0.99)] * 1e3 if latencies else 0.0
-            cells.append(f"{outcome.goodput:.2f} / {outcome.limit:.0f} / {p99:.0f}")
-        print(f"{name:30}" + "".join(f"{cell:>20}" for cell in cells))
+            latencies = sorted(outcome.latencies) or [0.0]
+            middle, p99 = (latencies[int(len(latencies) * share)] * 1e3 for share in (0.5, 0.99))
+            limit = "none" if outcome.limit > 10_000 else f"{outcome.limit:.0f}"
+            cells.append(f"{outcome.goodput:.2f} / {limit} / {middle:.0f}, {p99:.0f}")
+        row = f"{name}, {order}" + ("" if seen else ", unseen")
+        print(f"{row:36}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,24 @@ def test_goodput_at_three_times_the_capacity(
     assert goodput[5.0] >= 0.9 * max(goodput.values())
 
 
+def test_adaptive_order_saves_goodput_where_deadlines_are_unseen(overload: ModuleType) -> None:
+    """Of callers that cancel unannounced, those served in order are all lost, newest first hardly any."""
+    goodput = {}
+    for order in ("fifo", "adaptive"):
+        simulation = overload.Simulation(
+            overload.Server(8, 0.020),
+            make_limit(AdaptiveLimit()),
+            deadline=0.5,
+            queue=WaitingQueue(order=order),
+            seen=False,
+        )
+        with closing(simulation):
+            simulation.run(10.0, 3.0)
+            goodput[order] = simulation.run(10.0, 3.0).goodput
+    assert goodput["fifo"] < 0.1
+    assert goodput["adaptive"] > 0.9
+
+
 def test_without_a_limit_overload_leaves_nothing(overload: ModuleType) -> None:
     """The simulated server is one that collapses by itself, or the other tests would prove nothing."""
     server = overload.Server(8, 0.020)
