@@ -84,6 +84,7 @@ def balancing(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path)
             tails.setdefault(number, {}).setdefault(label, {})[kind] = value
     figure, axes = pyplot.subplots(2 + len(tails), 1, figsize=(7, 2.6 * (2 + len(tails))))
     for axis, kind in zip(axes, series, strict=False):
+        axis.set_prop_cycle(color=["C1", "C2", "C3"])
         for label, points in series[kind].items():
             colour = {"color": OURS_COLOUR, "linewidth": 2.5} if "ramp of" in label else {}
             scale = 1.0 if kind == "load" else 1e3
@@ -110,7 +111,7 @@ def balancing(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path)
         axis.set_xticks([place + 0.4 - width / 2 for place in range(len(names))], names, fontsize=7)
         axis.set_yscale("log")
         axis.set_title(f"{servers} servers: 99th percentile of latency, in ms", loc="left")
-    axes[-1].legend(frameon=False, fontsize=7)
+    axes[-1].legend(frameon=False, fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
