@@ -128,8 +128,9 @@ def simulate_ramps(report: Report, fleet: Fleet, ramps: Collection[float]) -> No
         "## The ramp\n\nRolling restart: the 99th percentile by the time in which the share of a server that "
         "came back grows to the full one, and by the time for which a server is slow after its start (at "
         f"first {COLD:g} times as slow, then less and less), of {fleet.name} with `{DEFAULT}` and "
-        f"of {SMALL.name} with `round_robin`. Too short a ramp floods a server; too long a one keeps servers idle that could "
-        "work, while others do their share. The last column is the largest ratio to the best of a column."
+        f"of {SMALL.name} with `round_robin`. Too short a ramp floods a server; too long a one "
+        "keeps servers idle that could work, while others do their share. The last "
+        "column is the largest ratio to the best of a column."
     )
     tails: dict[float, list[float]] = {}
     loads: dict[float, list[float]] = {}

@@ -84,7 +84,7 @@ def balancing(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path)
             tails.setdefault(number, {}).setdefault(label, {})[kind] = value
     figure, axes = pyplot.subplots(2 + len(tails), 1, figsize=(7, 2.6 * (2 + len(tails))))
     for axis, kind in zip(axes, series, strict=False):
-        axis.set_prop_cycle(color=["C1", "C2", "C3"])
+        axis.set_prop_cycle(color=["tab:orange", "tab:green", "tab:red"])
         for label, points in series[kind].items():
             colour = {"color": OURS_COLOUR, "linewidth": 2.5} if "ramp of" in label else {}
             scale = 1.0 if kind == "load" else 1e3
