@@ -25,10 +25,10 @@ from aioserving._types import DEFAULT, Inputs, Metadata, Timeout
 from aioserving.balancing import BalancingOptions
 from aioserving.circuit import CircuitOptions
 from aioserving.client import DEFAULT_RETRY, AsyncClient, ClientStats, Model
-from aioserving.events import Observer
 from aioserving.health import ClientHealth, HealthOptions
 from aioserving.hedging import HedgingPolicy
 from aioserving.inference import ClassifyResult, MultiInferenceResult, RegressResult, Tasks
+from aioserving.observers import Observer
 from aioserving.pool import PoolOptions
 from aioserving.prediction import PredictResult
 from aioserving.resolver import ResolverOptions

@@ -20,18 +20,9 @@ from typing import TYPE_CHECKING, Final
 from aioserving import errors
 from aioserving.attempts import Attempt
 from aioserving.circuit import Circuit, CircuitOptions, State
-from aioserving.events import (
-    CallEnded,
-    CallHedged,
-    CallRefused,
-    CallRetried,
-    CircuitClosed,
-    CircuitOpened,
-    CredentialsRefreshed,
-    Observers,
-)
 from aioserving.hedging import Hedging, HedgingPolicy
 from aioserving.latency import Latency, LatencyHistogram
+from aioserving.observers import Observers
 from aioserving.pool import Connection, Endpoint, Place, Pool
 from aioserving.retry import Retry, RetryBudget, RetryPolicy, decide, is_connection_failure
 from aioserving.security import Credentials, obtain
@@ -267,6 +258,8 @@ class Calls:
         begun: float,
         attempts: list[Attempt],
     ) -> bytes:
+        from aioserving.events import CallRefused, CallRetried, CredentialsRefreshed
+
         pool = self._pool
         circuit = self._circuit
         tried: tuple[Endpoint, ...] = ()
@@ -431,11 +424,15 @@ class Calls:
         )
 
     def _opened(self, now: float) -> None:
+        from aioserving.events import CircuitOpened
+
         self._opened_at = now
         last = self._circuit.last
         self._observers.emit(CircuitOpened(last.reason if last is not None else ""))
 
     def _closed(self, now: float) -> None:
+        from aioserving.events import CircuitClosed
+
         self._observers.emit(CircuitClosed(now - self._opened_at))
 
     def _something_is_back(self) -> None:
@@ -446,6 +443,8 @@ class Calls:
     def _ended(
         self, record: ModelRecord, method: str, code: str, begun: float, attempts: Sequence[Attempt]
     ) -> None:
+        from aioserving.events import CallEnded
+
         if self._observers:
             seconds = self.clock() - begun
             self._observers.emit(CallEnded(record.model, _short(method), code, seconds, tuple(attempts)))
@@ -567,6 +566,8 @@ class _Race:
 
     def _hedge(self) -> None:
         """The time has come: begin the second attempt, if there is somewhere to go."""
+        from aioserving.events import CallHedged
+
         calls, first = self._calls, self._connection.endpoint
         pool = calls._pool
         now = calls.clock()

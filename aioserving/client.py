@@ -27,7 +27,6 @@ from aioserving.codec import (
     encode_predict_request,
 )
 from aioserving.deadline import deadline_after
-from aioserving.events import Observer, Observers
 from aioserving.health import ClientHealth, HealthOptions
 from aioserving.hedging import HedgingPolicy
 from aioserving.inference import (
@@ -41,6 +40,7 @@ from aioserving.inference import (
     read_tasks,
 )
 from aioserving.monitor import check_connection, watch
+from aioserving.observers import Observer, Observers
 from aioserving.pool import Endpoint, EndpointStats, Place, Pool, PoolOptions
 from aioserving.prediction import PredictResult
 from aioserving.queueing import QueueStats

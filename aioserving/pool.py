@@ -30,16 +30,6 @@ from typing import NamedTuple
 
 from aioserving import errors
 from aioserving.balancing import Balancer, BalancingOptions, Load, make_balancer
-from aioserving.events import (
-    ConnectionReplaced,
-    EndpointAdded,
-    EndpointEjected,
-    EndpointRemoved,
-    EndpointReturned,
-    ModelFound,
-    ModelMissing,
-    Observers,
-)
 from aioserving.health import (
     HEALTHY,
     UNREACHABLE,
@@ -51,6 +41,7 @@ from aioserving.health import (
 )
 from aioserving.latency import Latency, LatencyHistogram
 from aioserving.limits import AdaptiveLimit, Limit, make_limit
+from aioserving.observers import Observers
 from aioserving.queueing import QueueStats, WaitingQueue
 from aioserving.targets import Target
 from aioserving.transport import Transport
@@ -390,6 +381,8 @@ class Pool:
 
         One that is there already takes the weight of its new self.
         """
+        from aioserving.events import EndpointAdded
+
         known = {endpoint.target: endpoint for endpoint in self.endpoints}
         new = []
         now = self.clock()
@@ -409,6 +402,8 @@ class Pool:
 
     def remove(self, targets: Collection[str]) -> None:
         """Let endpoints get no more calls; those under way end."""
+        from aioserving.events import EndpointRemoved
+
         gone = [endpoint for endpoint in self.endpoints if endpoint.target in targets]
         self.endpoints = tuple(endpoint for endpoint in self.endpoints if endpoint not in gone)
         self._choose_eligible()
@@ -463,6 +458,8 @@ class Pool:
 
     def lose(self, endpoint: Endpoint, reason: str) -> None:
         """An endpoint cannot be reached: no calls until a probe is answered (where there are others)."""
+        from aioserving.events import EndpointEjected
+
         known = endpoint.health.state == UNREACHABLE
         endpoint.health.lose(reason, self.clock())
         if not known and not endpoint.removed:
@@ -474,6 +471,8 @@ class Pool:
 
     def eject(self, endpoint: Endpoint, reason: str) -> bool:
         """An endpoint answers badly: no calls for a while, unless too many are out already."""
+        from aioserving.events import EndpointEjected
+
         if not may_eject((other.health for other in self.endpoints), self.health_options.most_ejected):
             return False
         seconds = endpoint.health.eject(reason, self.clock())
@@ -484,6 +483,8 @@ class Pool:
 
     def readmit(self, endpoint: Endpoint) -> None:
         """An endpoint is well again: it gets calls, few at first."""
+        from aioserving.events import EndpointReturned
+
         if endpoint.health.state == HEALTHY:
             return
         now = self.clock()
@@ -506,6 +507,8 @@ class Pool:
 
     def give_up(self, connection: Connection, reason: str) -> None:
         """A connection does not answer: end its calls, which are then tried elsewhere."""
+        from aioserving.events import ConnectionReplaced
+
         transport = connection.transport
         if connection.retired or transport is None:
             return
@@ -520,6 +523,8 @@ class Pool:
 
     def miss(self, endpoint: Endpoint, place: Place) -> None:
         """An endpoint does not have what others have: it gets no calls for it until it has."""
+        from aioserving.events import ModelMissing
+
         if place not in endpoint.missing and not endpoint.removed:
             endpoint.missing[place] = self.clock() + self.health_options.model_interval
             self._choose_eligible()
@@ -528,6 +533,8 @@ class Pool:
 
     def find(self, endpoint: Endpoint, place: Place) -> None:
         """An endpoint has what it did not have."""
+        from aioserving.events import ModelFound
+
         if endpoint.missing.pop(place, None) is not None:
             self._choose_eligible()
             self._observers.emit(ModelFound(endpoint.target, str(place)))
