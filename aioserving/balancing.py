@@ -43,7 +43,6 @@ Why these defaults
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 import random as random_module
@@ -559,6 +558,8 @@ def subset(targets: Iterable[str], client_id: str, size: int) -> tuple[str, ...]
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size!r}")
     # Hashed first, because a key may have 64 bytes at most.
+    import hashlib  # OpenSSL, for those few who have so many targets
+
     key = hashlib.blake2b(client_id.encode()).digest()
 
     def rank(target: str) -> tuple[bytes, str]:

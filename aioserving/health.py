@@ -13,7 +13,6 @@ three). Active ones, which `monitor` brings: an endpoint that cannot be reached,
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -257,9 +256,9 @@ def find_outliers(
     ]
     if len(judged) < 3:
         return []
-    usual_share = statistics.median(share for _, share, _ in judged)
+    usual_share = _median([share for _, share, _ in judged])
     latencies = [latency for _, _, latency in judged if latency is not None]
-    usual_latency = statistics.median(latencies) if len(latencies) >= 3 else 0.0
+    usual_latency = _median(latencies) if len(latencies) >= 3 else 0.0
     found: list[tuple[float, int, str]] = []
     for index, share, latency in judged:
         if options.failure_share < 1 and share - usual_share >= options.failure_share:
@@ -269,3 +268,8 @@ def find_outliers(
             reason = f"its latency is {latency * 1e3:.3g} ms, {usual_latency * 1e3:.3g} ms are usual"
             found.append((usual_latency / latency, index, reason))
     return [(index, reason) for _, index, reason in sorted(found, reverse=True)]
+
+
+def _median(values: list[float]) -> float:
+    # The standard library's brings `decimal` and `fractions` along.
+    return sorted(values)[len(values) // 2]

@@ -14,7 +14,6 @@ import contextlib
 import os
 import re
 import ssl
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -236,6 +235,8 @@ def _as_file(data: bytes) -> Iterator[str]:
         finally:
             os.close(descriptor)
         return
+    import tempfile  # brings a good deal along, and only clients with a key need it
+
     descriptor, path = tempfile.mkstemp(prefix="aioserving-", suffix=".pem")  # mode 0600
     try:
         with open(descriptor, "wb") as file:

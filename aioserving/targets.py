@@ -25,7 +25,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NoReturn, TypeAlias
-from urllib.parse import urlsplit
 
 __all__ = ["Target", "Targets", "join_host_port", "parse_targets", "proxy_note"]
 
@@ -340,6 +339,8 @@ def proxy_note(target: Target, environ: Mapping[str, str]) -> str | None:
     variable = next((name for name in _PROXY_VARIABLES if name in environ), None)
     if variable is None or target.scheme in ("unix", "unix-abstract", "vsock"):
         return None
+    from urllib.parse import urlsplit
+
     try:
         proxy = urlsplit(environ[variable])
         place = proxy.netloc.rpartition("@")[2]
