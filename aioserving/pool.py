@@ -42,7 +42,7 @@ from aioserving.health import (
 from aioserving.latency import Latency, LatencyHistogram
 from aioserving.limits import AdaptiveLimit, Limit, make_limit
 from aioserving.observers import Observers
-from aioserving.queueing import QueueStats, WaitingQueue
+from aioserving.queueing import CallTime, QueueStats, WaitingQueue
 from aioserving.targets import Target
 from aioserving.transport import Transport
 
@@ -317,7 +317,11 @@ class Pool:
         self.endpoints: tuple[Endpoint, ...] = tuple(map(self._endpoint, targets))
         self._eligible: tuple[Endpoint, ...] = self.endpoints
         self._eligible_for: dict[Place, tuple[Endpoint, ...]] = {}
-        self._queue: WaitingQueue[Connection] = WaitingQueue(self.options.max_waiting)
+        # Newest first when it is long: in an overload the oldest would be answered when nobody waits for
+        # them any more (measured by `bench/overload.py`).
+        self._queue: WaitingQueue[Connection] = WaitingQueue(self.options.max_waiting, order="adaptive")
+        #: What a call takes once it has its turn.
+        self._call_time = CallTime()
         #: What those in line wait for.
         self._wanted: dict[
             asyncio.Future[Connection], tuple[Place | None, Sequence[Endpoint], Endpoint | None]
@@ -618,13 +622,14 @@ class Pool:
         deadline = None if timeout is None else now + timeout
         model = place.model if place is not None else ""
         target: Hashable = endpoint or (place if place in self._eligible_for else None)
-        needs = self._usual_latency(now)
+        needs = self._call_time.seconds
         refusal = queue.refuse(model, deadline, now, needs=needs, target=target)
         if refusal is not None:
             raise refusal
         future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        waiter = queue.push(future, model, now, deadline, target=target)
+        waiter = queue.push(future, model, now, deadline, needs=needs, target=target)
         self._wanted[future] = place, tried, endpoint
+        self._hand_over()  # those in line may wait for another endpoint than this caller
         try:
             await asyncio.wait((future,), timeout=timeout)
         except asyncio.CancelledError:
@@ -653,10 +658,6 @@ class Pool:
             f"max_in_flight_per_connection={options.max_in_flight_per_connection}, "
             f"connections_per_endpoint={options.connections_per_endpoint}"
         )
-
-    def _usual_latency(self, now: float) -> float:
-        """Seconds that a call takes once it has its turn; 0 if there was none yet."""
-        return min((self.balancer.latency(endpoint, now) or 0.0 for endpoint in self._eligible), default=0.0)
 
     def _has_room(self, model: str, target: Hashable | None) -> bool:
         """Whether there is room for somebody who waits for `target`."""
@@ -711,6 +712,7 @@ class Pool:
             connection.quiet_since = now if connection.in_flight else 0.0
             if seconds is not None:
                 self.balancer.record(endpoint, seconds, now)
+                self._call_time.record(seconds)
                 endpoint.latencies.record(seconds)
                 health = endpoint.health
                 health.succeeded()
@@ -740,17 +742,23 @@ class Pool:
             return
         if code == "CANCELLED" or connection.retired:
             return
-        if seconds is not None:
-            self.balancer.record(endpoint, seconds, now, failed=True)
-            if endpoint.limiter is not None and code in _DROPPED:
-                self._learn_limit(endpoint, seconds, now, dropped=True)
+        if code == "DEADLINE_EXCEEDED" and seconds is not None:
+            enough = seconds >= self._call_time.seconds
+            self._call_time.record(seconds, missed=True)
+            if not enough:
+                return  # the caller was in more of a hurry than calls are: nobody's fault
         if (
             code == "UNAVAILABLE"
             and connection.transport is not None
             and connection.transport.state != "ready"
         ):
             self.lose(endpoint, error.details)
-        elif endpoint.health.failed():
+            return
+        if seconds is not None:
+            self.balancer.record(endpoint, seconds, now, failed=True)
+            if endpoint.limiter is not None and code in _DROPPED:
+                self._learn_limit(endpoint, seconds, now, dropped=True)
+        if endpoint.health.failed():
             self.eject(endpoint, f"{endpoint.health.in_a_row} calls in a row failed: {code}")
 
     def _learn_limit(self, endpoint: Endpoint, seconds: float, now: float, *, dropped: bool) -> None:
