@@ -466,7 +466,7 @@ def test_the_ramp_rises_from_its_floor_to_all(ramp: float, floor: float, ages: l
 
 
 @pytest.mark.parametrize("policy", ALL)
-@pytest.mark.parametrize("count", [3, 30])
+@pytest.mark.parametrize("count", [2, 3, 30])
 def test_a_cold_endpoint_is_not_flooded(policy: str, count: int) -> None:
     """With no call in flight where all others have some, a new endpoint still gets less than its share."""
 
@@ -479,7 +479,8 @@ def test_a_cold_endpoint_is_not_flooded(policy: str, count: int) -> None:
         balancer.admit(endpoints[0], 100.0)
         return shares(balancer, endpoints, 3000 * count, now=100.0)[0] * count
 
-    assert 0 < cold_share(10.0) < 0.5
+    # Of two, it gets a tenth of the calls at most: one chance in ten in every decision.
+    assert 0 < cold_share(10.0) < (0.25 if count == 2 else 0.5)
     if policy in {"power_of_two", "least_outstanding"}:
         assert cold_share(0.0) > 1.5  # which is what the ramp is there to prevent
 
