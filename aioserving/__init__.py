@@ -8,20 +8,28 @@ Importing it never imports TensorFlow. The map:
     what people use   client (AsyncClient, Model), blocking (Client), errors;
                       prediction, inference (results), status
     what is served    configuration (the config as data), reload (sending it, waiting)
-    moving bytes      pool (endpoints and connections), transport (one gRPC channel)
+    one call          calls (attempts: retries, hedges), with the decisions in retry, hedging, circuit
+    the fleet         pool (endpoints and connections), with the decisions in balancing, health, limits,
+                      queueing; monitor (probes), targets and resolver (addresses), events, observers
+    who is who        security (TLS, tokens), ssl_config (the server's file), pem
+    moving bytes      transport (one gRPC channel)
     data              signature (checks inputs), messages (views of protobuf messages),
                       codec (numpy arrays <-> TensorProto bytes), dtypes, wire,
                       tf_examples (Python values -> tf.Example bytes)
     for your tests    testing (a server that behaves as TensorFlow Serving does)
 
-To follow one `predict` call, read client, pool, transport; then codec.
+To follow one `predict` call, read client, calls, pool, transport; then codec.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aioserving.attempts import Attempt
+from aioserving.balancing import BalancingOptions
 from aioserving.blocking import BlockingModel, Client
+from aioserving.calls import ModelStats
+from aioserving.circuit import CircuitOptions
 from aioserving.client import AsyncClient, ClientStats, Model
 from aioserving.dtypes import DataType
 from aioserving.errors import (
@@ -60,6 +68,8 @@ from aioserving.errors import (
     VersionLabelNotFoundError,
     VersionNotFoundError,
 )
+from aioserving.health import ClientHealth, EndpointHealth, HealthOptions
+from aioserving.hedging import HedgingPolicy
 from aioserving.inference import (
     Classification,
     ClassifyResult,
@@ -67,10 +77,17 @@ from aioserving.inference import (
     RegressResult,
     ScoredClass,
 )
+from aioserving.latency import Latency
+from aioserving.limits import AdaptiveLimit
 from aioserving.pool import ConnectionStats, EndpointStats, PoolOptions
 from aioserving.prediction import PredictResult
+from aioserving.queueing import QueueStats
+from aioserving.resolver import ResolverOptions
+from aioserving.retry import NO_RETRIES, RetryPolicy
+from aioserving.security import TLS, APIKey, Combined, Credentials, Headers, StaticToken, Token, google_auth
 from aioserving.signature import ModelMetadata, Signature, TensorSpec
 from aioserving.status import ModelStatus, State, VersionStatus
+from aioserving.targets import Target
 
 if TYPE_CHECKING:
     from aioserving.configuration import (
@@ -87,33 +104,48 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "NO_RETRIES",
+    "TLS",
+    "APIKey",
     "AbortedError",
+    "AdaptiveLimit",
     "AlreadyExistsError",
     "AsyncClient",
+    "Attempt",
+    "BalancingOptions",
     "BlockingModel",
     "CancelledError",
+    "CircuitOptions",
     "Classification",
     "ClassifyResult",
     "Client",
     "ClientClosedError",
+    "ClientHealth",
     "ClientStateError",
     "ClientStats",
+    "Combined",
     "ConfigDiff",
     "ConfigProblem",
     "ConfigWarning",
     "ConnectionStats",
+    "Credentials",
     "DataLossError",
     "DataType",
     "DeadlineExceededError",
     "DecodeError",
+    "EndpointHealth",
     "EndpointStats",
     "EventLoopError",
     "FailedPreconditionError",
     "ForkError",
+    "Headers",
+    "HealthOptions",
+    "HedgingPolicy",
     "InternalError",
     "InvalidArgumentError",
     "InvalidConfigError",
     "InvalidInputError",
+    "Latency",
     "LoadFailure",
     "MessageTooLargeError",
     "Model",
@@ -123,6 +155,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelServerConfig",
     "ModelSpec",
+    "ModelStats",
     "ModelStatus",
     "MultiInferenceResult",
     "NotFoundError",
@@ -131,16 +164,22 @@ __all__ = [
     "PoolOptions",
     "PredictRequest",
     "PredictResult",
+    "QueueStats",
     "RPCError",
     "RegressResult",
     "ReloadResult",
+    "ResolverOptions",
     "ResourceExhaustedError",
+    "RetryPolicy",
     "ScoredClass",
     "ServingError",
     "Signature",
     "SignatureNotFoundError",
     "State",
+    "StaticToken",
+    "Target",
     "TensorSpec",
+    "Token",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -152,6 +191,7 @@ __all__ = [
     "__version__",
     "check_config",
     "diff_configs",
+    "google_auth",
     "read_config",
     "write_config",
 ]
