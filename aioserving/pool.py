@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Connection:
 
     __slots__ = (
         "_open",
+        "answered_at",
         "calls",
         "endpoint",
         "errors",
@@ -120,6 +122,8 @@ class Connection:
         self.errors = 0
         #: Whether it gets no more calls and is closed after the last one.
         self.retired = False
+        #: When the first answer came; calls that began before have waited for the connection, too.
+        self.answered_at = math.inf
         #: Since when calls have been under way without any answer; 0 if none are.
         self.quiet_since = 0.0
         #: When it was last probed; infinity while it is.
@@ -711,15 +715,20 @@ class Pool:
         if error is None:
             connection.quiet_since = now if connection.in_flight else 0.0
             if seconds is not None:
-                self.balancer.record(endpoint, seconds, now)
+                if now - seconds >= connection.answered_at:
+                    self.balancer.record(endpoint, seconds, now)
+                    if endpoint.limiter is not None:
+                        self._learn_limit(endpoint, seconds, now, dropped=False)
+                elif connection.answered_at == math.inf:
+                    # How long a connection takes to make says nothing about the endpoint. Taken for its
+                    # latency, it left the one that got a client's first call without calls for a minute.
+                    connection.answered_at = now
                 self._call_time.record(seconds)
                 endpoint.latencies.record(seconds)
                 health = endpoint.health
                 health.succeeded()
                 if health.state != HEALTHY:
                     self.readmit(endpoint)
-                if endpoint.limiter is not None:
-                    self._learn_limit(endpoint, seconds, now, dropped=False)
         elif isinstance(error, errors.RPCError):
             connection.errors += 1
             self._note_failure(connection, error, seconds, now)
