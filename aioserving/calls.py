@@ -472,6 +472,7 @@ class _Race:
         "_slot",
         "_story",
         "_task",
+        "_unsent",
     )
 
     def __init__(
@@ -498,6 +499,8 @@ class _Race:
         self._slot = Slot()
         self._delay = 0.0
         self._task: asyncio.Task[None] | None = None
+        #: The second attempt's connection until its task has begun.
+        self._unsent: Connection | None = None
         #: Where the second attempt went, and when.
         self._second: tuple[Endpoint, float] | None = None
         #: What it answered, and where it came from.
@@ -595,9 +598,17 @@ class _Race:
         task = asyncio.get_running_loop().create_task(self._run_second(connection, now))
         self._task = task
         calls._tasks.add(task)
-        task.add_done_callback(calls._tasks.discard)
+        self._unsent = connection
+        task.add_done_callback(self._second_ended)
+
+    def _second_ended(self, task: asyncio.Task[None]) -> None:
+        self._calls._tasks.discard(task)
+        connection, self._unsent = self._unsent, None
+        if connection is not None:  # a task that is cancelled before its first step runs no line at all
+            self._calls._pool.release(connection, asyncio.CancelledError())
 
     async def _run_second(self, connection: Connection, now: float) -> None:
+        self._unsent = None
         calls, endpoint = self._calls, connection.endpoint
         pool, clock = calls._pool, calls.clock
         started = now - self._begun
