@@ -38,7 +38,7 @@ from aioserving.signature import ModelMetadata
 from aioserving.status import ModelStatus, VersionStatus
 from aioserving.targets import Targets
 from aioserving.tf_examples import Context, Examples
-from aioserving.transport import ChannelOptions, check_fork, process_generation
+from aioserving.transport import ChannelOptions, Compression, check_fork, process_generation
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -350,6 +350,7 @@ class Client:
         output_filter: Sequence[str] | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> PredictResult: ...
 
@@ -359,6 +360,7 @@ class Client:
         model: Message | View,
         *,
         timeout: Timeout = DEFAULT,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> PredictResult: ...
 
@@ -373,6 +375,7 @@ class Client:
         output_filter: Sequence[str] | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> PredictResult:
         """Run a model on `inputs`.
@@ -393,6 +396,7 @@ class Client:
             timeout: seconds until the call fails; the client's own setting if not given, None for no
                 limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
             validate: False sends `inputs`, a mapping, as they are, and asks for no metadata.
+            compression: ``"gzip"`` or ``"deflate"`` for this request; see `aioserving.transport.compressed`.
             metadata: gRPC metadata of this call.
 
         Returns:
@@ -419,6 +423,7 @@ class Client:
                 output_filter=output_filter,
                 timeout=timeout,
                 validate=validate,
+                compression=compression,
                 metadata=metadata,
             )
         )
@@ -435,6 +440,7 @@ class Client:
         signature_name: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> ClassifyResult: ...
 
@@ -444,6 +450,7 @@ class Client:
         model: Message | View,
         *,
         timeout: Timeout = DEFAULT,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> ClassifyResult: ...
 
@@ -458,6 +465,7 @@ class Client:
         signature_name: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> ClassifyResult:
         """Classify examples.
@@ -476,6 +484,7 @@ class Client:
             timeout: seconds until the call fails; the client's own setting if not given, None for no
                 limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
             validate: False checks neither signature nor serialized examples, and asks for no metadata.
+            compression: ``"gzip"`` or ``"deflate"`` for this request; see `aioserving.transport.compressed`.
             metadata: gRPC metadata of this call.
 
         Returns:
@@ -505,6 +514,7 @@ class Client:
                 signature_name=signature_name,
                 timeout=timeout,
                 validate=validate,
+                compression=compression,
                 metadata=metadata,
             )
         )
@@ -521,6 +531,7 @@ class Client:
         signature_name: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> RegressResult: ...
 
@@ -530,6 +541,7 @@ class Client:
         model: Message | View,
         *,
         timeout: Timeout = DEFAULT,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> RegressResult: ...
 
@@ -544,6 +556,7 @@ class Client:
         signature_name: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> RegressResult:
         """Find a number for each of the examples.
@@ -562,6 +575,7 @@ class Client:
             timeout: seconds until the call fails; the client's own setting if not given, None for no
                 limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
             validate: False checks neither signature nor serialized examples, and asks for no metadata.
+            compression: ``"gzip"`` or ``"deflate"`` for this request; see `aioserving.transport.compressed`.
             metadata: gRPC metadata of this call.
 
         Returns:
@@ -590,6 +604,7 @@ class Client:
                 signature_name=signature_name,
                 timeout=timeout,
                 validate=validate,
+                compression=compression,
                 metadata=metadata,
             )
         )
@@ -606,6 +621,7 @@ class Client:
         version_label: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> MultiInferenceResult: ...
 
@@ -615,6 +631,7 @@ class Client:
         model: Message | View,
         *,
         timeout: Timeout = DEFAULT,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> MultiInferenceResult: ...
 
@@ -629,6 +646,7 @@ class Client:
         version_label: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> MultiInferenceResult:
         """Run several signatures of one model on the same examples, in one run of its graph.
@@ -648,6 +666,7 @@ class Client:
             timeout: seconds until the call fails; the client's own setting if not given, None for no
                 limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
             validate: False checks neither tasks nor serialized examples, and asks for no metadata.
+            compression: ``"gzip"`` or ``"deflate"`` for this request; see `aioserving.transport.compressed`.
             metadata: gRPC metadata of this call.
 
         Returns:
@@ -678,6 +697,7 @@ class Client:
                 version_label=version_label,
                 timeout=timeout,
                 validate=validate,
+                compression=compression,
                 metadata=metadata,
             )
         )
@@ -990,12 +1010,18 @@ class BlockingModel:
         output_filter: Sequence[str] | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> PredictResult:
         """Run the model on `inputs`; see `AsyncClient.predict`."""
         return self._client._run(
             self._model.predict(
-                inputs, output_filter=output_filter, timeout=timeout, validate=validate, metadata=metadata
+                inputs,
+                output_filter=output_filter,
+                timeout=timeout,
+                validate=validate,
+                compression=compression,
+                metadata=metadata,
             )
         )
 
@@ -1006,12 +1032,18 @@ class BlockingModel:
         context: Context | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> ClassifyResult:
         """Classify examples; see `AsyncClient.classify`."""
         return self._client._run(
             self._model.classify(
-                examples, context=context, timeout=timeout, validate=validate, metadata=metadata
+                examples,
+                context=context,
+                timeout=timeout,
+                validate=validate,
+                compression=compression,
+                metadata=metadata,
             )
         )
 
@@ -1022,12 +1054,18 @@ class BlockingModel:
         context: Context | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> RegressResult:
         """Find a number for each of the examples; see `AsyncClient.regress`."""
         return self._client._run(
             self._model.regress(
-                examples, context=context, timeout=timeout, validate=validate, metadata=metadata
+                examples,
+                context=context,
+                timeout=timeout,
+                validate=validate,
+                compression=compression,
+                metadata=metadata,
             )
         )
 
@@ -1039,12 +1077,19 @@ class BlockingModel:
         context: Context | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> MultiInferenceResult:
         """Run several signatures of the model on the same examples; see `AsyncClient.multi_inference`."""
         return self._client._run(
             self._model.multi_inference(
-                tasks, examples, context=context, timeout=timeout, validate=validate, metadata=metadata
+                tasks,
+                examples,
+                context=context,
+                timeout=timeout,
+                validate=validate,
+                compression=compression,
+                metadata=metadata,
             )
         )
 

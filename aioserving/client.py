@@ -51,7 +51,14 @@ from aioserving.signature import ModelMetadata, Signature
 from aioserving.status import ModelStatus, VersionStatus
 from aioserving.targets import Target, Targets, parse_targets, proxy_note
 from aioserving.tf_examples import Context, Examples, encode_input
-from aioserving.transport import ChannelOptions, Transport, check_fork, process_generation
+from aioserving.transport import (
+    ChannelOptions,
+    Compression,
+    Transport,
+    check_fork,
+    compressed,
+    process_generation,
+)
 from aioserving.wire import delimited
 
 if TYPE_CHECKING:
@@ -551,6 +558,7 @@ class AsyncClient:
         output_filter: Sequence[str] | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> PredictResult: ...
 
@@ -560,6 +568,7 @@ class AsyncClient:
         model: Message | View,
         *,
         timeout: Timeout = DEFAULT,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> PredictResult: ...
 
@@ -574,6 +583,7 @@ class AsyncClient:
         output_filter: Sequence[str] | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> PredictResult:
         """Run a model on `inputs`.
@@ -594,6 +604,7 @@ class AsyncClient:
             timeout: seconds until the call fails; the client's own setting if not given, None for no
                 limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
             validate: False sends `inputs`, a mapping, as they are, and asks for no metadata.
+            compression: ``"gzip"`` or ``"deflate"`` for this request; see `aioserving.transport.compressed`.
             metadata: gRPC metadata of this call.
 
         Returns:
@@ -609,6 +620,8 @@ class AsyncClient:
             RPCError: any other gRPC status; see `aioserving.errors`.
         """
         deadline = self._begin(timeout)
+        if compression is not None:
+            metadata = compressed(metadata, compression)
         if not isinstance(model, str):
             return await self._predict_message(model, inputs, deadline, metadata)
         plan = self._plan(model, version, version_label, signature_name)
@@ -690,6 +703,7 @@ class AsyncClient:
         signature_name: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> ClassifyResult: ...
 
@@ -699,6 +713,7 @@ class AsyncClient:
         model: Message | View,
         *,
         timeout: Timeout = DEFAULT,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> ClassifyResult: ...
 
@@ -713,6 +728,7 @@ class AsyncClient:
         signature_name: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> ClassifyResult:
         """Classify examples.
@@ -731,6 +747,7 @@ class AsyncClient:
             timeout: seconds until the call fails; the client's own setting if not given, None for no
                 limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
             validate: False checks neither signature nor serialized examples, and asks for no metadata.
+            compression: ``"gzip"`` or ``"deflate"`` for this request; see `aioserving.transport.compressed`.
             metadata: gRPC metadata of this call.
 
         Returns:
@@ -749,6 +766,8 @@ class AsyncClient:
             RPCError: any other gRPC status; see `aioserving.errors`.
         """
         deadline = self._begin(timeout)
+        if compression is not None:
+            metadata = compressed(metadata, compression)
         if not isinstance(model, str):
             answer, name = await self._send_message(
                 _CLASSIFY, "ClassificationRequest", model, (examples, context), deadline, metadata
@@ -769,6 +788,7 @@ class AsyncClient:
         signature_name: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> RegressResult: ...
 
@@ -778,6 +798,7 @@ class AsyncClient:
         model: Message | View,
         *,
         timeout: Timeout = DEFAULT,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> RegressResult: ...
 
@@ -792,6 +813,7 @@ class AsyncClient:
         signature_name: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> RegressResult:
         """Find a number for each of the examples.
@@ -810,6 +832,7 @@ class AsyncClient:
             timeout: seconds until the call fails; the client's own setting if not given, None for no
                 limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
             validate: False checks neither signature nor serialized examples, and asks for no metadata.
+            compression: ``"gzip"`` or ``"deflate"`` for this request; see `aioserving.transport.compressed`.
             metadata: gRPC metadata of this call.
 
         Returns:
@@ -827,6 +850,8 @@ class AsyncClient:
             RPCError: any other gRPC status; see `aioserving.errors`.
         """
         deadline = self._begin(timeout)
+        if compression is not None:
+            metadata = compressed(metadata, compression)
         if not isinstance(model, str):
             answer, name = await self._send_message(
                 _REGRESS, "RegressionRequest", model, (examples, context), deadline, metadata
@@ -847,6 +872,7 @@ class AsyncClient:
         version_label: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> MultiInferenceResult: ...
 
@@ -856,6 +882,7 @@ class AsyncClient:
         model: Message | View,
         *,
         timeout: Timeout = DEFAULT,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> MultiInferenceResult: ...
 
@@ -870,6 +897,7 @@ class AsyncClient:
         version_label: str | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> MultiInferenceResult:
         """Run several signatures of one model on the same examples, in one run of its graph.
@@ -889,6 +917,7 @@ class AsyncClient:
             timeout: seconds until the call fails; the client's own setting if not given, None for no
                 limit. The sooner of it and an ambient `anyio.fail_after` travels to the server.
             validate: False checks neither tasks nor serialized examples, and asks for no metadata.
+            compression: ``"gzip"`` or ``"deflate"`` for this request; see `aioserving.transport.compressed`.
             metadata: gRPC metadata of this call.
 
         Returns:
@@ -906,6 +935,8 @@ class AsyncClient:
             RPCError: any other gRPC status; see `aioserving.errors`.
         """
         deadline = self._begin(timeout)
+        if compression is not None:
+            metadata = compressed(metadata, compression)
         if not isinstance(model, str):
             answer, name = await self._send_message(
                 _MULTI_INFERENCE,
@@ -1531,11 +1562,14 @@ class Model:
         output_filter: Sequence[str] | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> PredictResult:
         """Run the model on `inputs`; see `AsyncClient.predict`."""
         client = self._client
         deadline = client._begin(timeout)
+        if compression is not None:
+            metadata = compressed(metadata, compression)
         return await client._predict(self._plan, inputs, output_filter, deadline, validate, metadata)
 
     async def classify(
@@ -1545,11 +1579,14 @@ class Model:
         context: Context | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> ClassifyResult:
         """Classify examples; see `AsyncClient.classify`."""
         client = self._client
         deadline = client._begin(timeout)
+        if compression is not None:
+            metadata = compressed(metadata, compression)
         return await client._classify(self._plan, examples, context, deadline, validate, metadata)
 
     async def regress(
@@ -1559,11 +1596,14 @@ class Model:
         context: Context | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> RegressResult:
         """Find a number for each of the examples; see `AsyncClient.regress`."""
         client = self._client
         deadline = client._begin(timeout)
+        if compression is not None:
+            metadata = compressed(metadata, compression)
         return await client._regress(self._plan, examples, context, deadline, validate, metadata)
 
     async def multi_inference(
@@ -1574,11 +1614,14 @@ class Model:
         context: Context | None = None,
         timeout: Timeout = DEFAULT,
         validate: bool = True,
+        compression: Compression | None = None,
         metadata: Metadata = (),
     ) -> MultiInferenceResult:
         """Run several signatures of the model on the same examples; see `AsyncClient.multi_inference`."""
         client = self._client
         deadline = client._begin(timeout)
+        if compression is not None:
+            metadata = compressed(metadata, compression)
         return await client._multi_inference(
             self._plan, tasks, examples, context, deadline, validate, metadata
         )

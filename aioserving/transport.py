@@ -19,7 +19,7 @@ import re
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import grpc
 from grpc import aio
@@ -32,9 +32,21 @@ if TYPE_CHECKING:
     from aioserving._types import Metadata
     from aioserving.errors import RPCError
 
-__all__ = ["ChannelOptions", "Slot", "Transport", "check_fork", "error_from_status", "process_generation"]
+__all__ = [
+    "ChannelOptions",
+    "Compression",
+    "Slot",
+    "Transport",
+    "check_fork",
+    "compressed",
+    "error_from_status",
+    "process_generation",
+]
 
 ChannelOptions = Sequence[tuple[str, Any]]
+
+#: How a request is compressed.
+Compression: TypeAlias = "Literal['gzip', 'deflate']"
 
 Call: TypeAlias = "Callable[..., Awaitable[bytes]]"
 
@@ -120,6 +132,21 @@ def check_fork(generation: int | None = None) -> None:
             "child only (gunicorn: in post_fork or the application's lifespan, without preloading a "
             "connected client), or start processes with multiprocessing's 'spawn' or 'forkserver' method"
         )
+
+
+def compressed(metadata: Metadata, compression: Compression) -> Metadata:
+    """`metadata` that has gRPC compress a request; the server need not be told otherwise.
+
+    It pays on slow networks and for data that repeats itself: one-hot rows shrink to nothing, for six times
+    the client's CPU time. Random floats shrink by 7 %, for 45 times the CPU time, pixels to two fifths, for
+    200 times (`bench/bench_compression.py`). So nothing is compressed unless it is asked for.
+
+    Raises:
+        ValueError: gRPC knows no such compression.
+    """
+    if compression not in ("gzip", "deflate"):
+        raise ValueError(f"compression must be 'gzip', 'deflate' or None, got {compression!r}")
+    return (*metadata, ("grpc-internal-encoding-request", compression))
 
 
 class Slot:

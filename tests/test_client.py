@@ -55,7 +55,7 @@ from aioserving.messages import (
     PredictRequest,
     RegressionRequest,
 )
-from aioserving.testing import CallableServable, ModelServer, StatusCode, StatusError
+from aioserving.testing import CallableServable, FaultProxy, ModelServer, StatusCode, StatusError
 
 from .models import digits, graded, many_signatures
 from .test_transport import free_port, serving
@@ -275,6 +275,37 @@ def test_a_model_handle_has_the_same_methods() -> None:
             assert [status.version for status in await model.get_model_status()] == [1]
             assert (await model.get_model_status(target=server.target)).available
             assert (await model.wait_until_available(timeout=5)).version == 1
+
+    run(story())
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_compression(compression: Any) -> None:
+    """Rows that repeat themselves take a hundredth of the bytes; the answer is the same."""
+
+    async def story() -> None:
+        rows = np.zeros((64, 784), np.float32)
+        async with served() as (server, _), FaultProxy(server.target) as proxy:
+            async with AsyncClient(proxy.target) as client:
+                await client.predict("digits", rows)
+                before = proxy.stats().bytes_to_target
+                result = await client.predict("digits", rows, compression=compression)
+                assert proxy.stats().bytes_to_target - before < rows.nbytes / 100
+                assert result["scores"].tolist() == [0.0] * 64
+                result = await client.model("digits").predict(rows, compression=compression)
+                assert result["scores"].tolist() == [0.0] * 64
+
+    run(story())
+
+
+def test_an_unknown_compression_is_refused() -> None:
+    """Before anything is sent."""
+
+    async def story() -> None:
+        async with served() as (server, client):
+            with pytest.raises(ValueError, match="'gzip', 'deflate' or None, got 'zip'"):
+                await client.predict("digits", IMAGES, compression="zip")  # type: ignore[arg-type]
+            assert not server.calls.methods
 
     run(story())
 
