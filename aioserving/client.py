@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import sys
 import time
@@ -137,7 +138,6 @@ class _Plan:
 
     __slots__ = (
         "fetched_at",
-        "fetching",
         "known",
         "model",
         "model_spec",
@@ -176,7 +176,6 @@ class _Plan:
         self.version = -1  # of `signature`
         self.seen_spec = b""  # the ModelSpec of the last answer: a new one may mean a new version
         self.fetched_at = 0.0
-        self.fetching: asyncio.Task[ModelMetadata] | None = None
 
 
 class AsyncClient:
@@ -258,6 +257,7 @@ class AsyncClient:
             ]
         self._channel_options.extend(channel_options)
         self._plans: dict[tuple[str, int | None, str | None, str | None], _Plan] = {}
+        self._fetching: dict[Place, asyncio.Task[ModelMetadata]] = {}
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generation = -1
@@ -324,9 +324,8 @@ class AsyncClient:
             return
         if loop is not asyncio.get_running_loop():
             raise self._wrong_loop(loop)
-        for plan in self._plans.values():
-            if plan.fetching is not None:
-                plan.fetching.cancel()
+        for task in self._fetching.values():
+            task.cancel()
         try:
             await self._pool.close(grace)
         finally:
@@ -1023,6 +1022,9 @@ class AsyncClient:
         given = _encoded_input(plan.model, _MULTI_INFERENCE, examples, context, validate)
         plans = [self._plan(plan.model, version, version_label, task.signature_name) for task in read]
         if validate:
+            unknown = [task_plan for task_plan in plans if task_plan.signature is None]
+            if unknown:  # together, so that they share one request
+                await asyncio.gather(*(self._learn(task_plan, deadline) for task_plan in unknown))
             for task, task_plan in zip(read, plans, strict=True):
                 await self._check_signature(task_plan, task.method_name, "MultiInference", deadline)
         parts = [
@@ -1072,16 +1074,18 @@ class AsyncClient:
         return answer, model
 
     async def _learn(self, plan: _Plan, deadline: float | None) -> Signature:
-        """Fetch the plan's signature; calls at the same time share one request."""
-        task = plan.fetching
+        """Fetch the plan's signature; calls at the same time, also of other signatures, share one request."""
+        place = plan.place
+        task = self._fetching.get(place)
         if task is None:
-            version, version_label, _ = plan.selector
             # Not under the first caller's deadline or cancel scope: others wait for it too.
             task = asyncio.get_running_loop().create_task(
-                self._fetch_metadata(plan.model, version, version_label, self._own_deadline(), ())
+                self._fetch_metadata(
+                    place.model, place.version, place.version_label, self._own_deadline(), ()
+                )
             )
-            plan.fetching = task
-            task.add_done_callback(lambda _: setattr(plan, "fetching", None))
+            self._fetching[place] = task
+            task.add_done_callback(lambda _: self._fetching.pop(place, None))
         timeout = self._remaining(deadline)
         if timeout is None or timeout > 0:
             await asyncio.wait((task,), timeout=timeout)
@@ -1096,13 +1100,7 @@ class AsyncClient:
         try:
             metadata = task.result()
         except errors.RPCError as error:
-            raise type(error)(
-                error.details,
-                code=error.code,
-                model=error.model,
-                endpoint=error.endpoint,
-                method=error.method,
-            ) from error  # a copy: one exception raised in several tasks would grow every traceback
+            raise copy.copy(error) from error  # one raised in several tasks would grow every traceback
         plan.version = metadata.version
         plan.fetched_at = asyncio.get_running_loop().time()
         plan.signature = plan.known[metadata.version] = metadata.signature(plan.selector[2])

@@ -285,15 +285,18 @@ def test_compression(compression: Any) -> None:
 
     async def story() -> None:
         rows = np.zeros((64, 784), np.float32)
-        async with served() as (server, _), FaultProxy(server.target) as proxy:
-            async with AsyncClient(proxy.target) as client:
-                await client.predict("digits", rows)
-                before = proxy.stats().bytes_to_target
-                result = await client.predict("digits", rows, compression=compression)
-                assert proxy.stats().bytes_to_target - before < rows.nbytes / 100
-                assert result["scores"].tolist() == [0.0] * 64
-                result = await client.model("digits").predict(rows, compression=compression)
-                assert result["scores"].tolist() == [0.0] * 64
+        async with (
+            served() as (server, _),
+            FaultProxy(server.target) as proxy,
+            AsyncClient(proxy.target) as client,
+        ):
+            await client.predict("digits", rows)
+            before = proxy.stats().bytes_to_target
+            result = await client.predict("digits", rows, compression=compression)
+            assert proxy.stats().bytes_to_target - before < rows.nbytes / 100
+            assert result["scores"].tolist() == [0.0] * 64
+            result = await client.model("digits").predict(rows, compression=compression)
+            assert result["scores"].tolist() == [0.0] * 64
 
     run(story())
 
@@ -1192,6 +1195,26 @@ def test_classify_and_regress() -> None:
             assert isinstance(second, RegressResult)
             assert second.values.tolist() == [2.125, 3.0]
             assert second.model_spec.version == 1
+
+    run(story())
+
+
+def test_signatures_of_one_model_are_fetched_together() -> None:
+    """The first MultiInference asks for the metadata once, whatever the number of tasks; so do calls at once."""
+
+    async def story() -> None:
+        async with served({"graded": graded(), "many": many_signatures()}) as (server, client):
+            tasks = [("classify", "classify"), ("regress", "regress")]
+            await client.multi_inference("graded", tasks, [{"x": 2.0}])
+            assert server.calls.methods["GetModelMetadata"] == 1
+            await asyncio.gather(
+                client.predict("many", {"a": [1], "b": [2]}),
+                client.predict("many", {"names": ["a"]}, signature_name="strings"),
+                client.predict("many", {}, signature_name="ticks"),
+            )
+            assert server.calls.methods["GetModelMetadata"] == 2
+            with pytest.raises(ModelNotFoundError):
+                await client.multi_inference("nobody", tasks, [{"x": 2.0}])
 
     run(story())
 
