@@ -1200,7 +1200,7 @@ def test_classify_and_regress() -> None:
 
 
 def test_signatures_of_one_model_are_fetched_together() -> None:
-    """The first MultiInference asks for the metadata once, whatever the number of tasks; so do calls at once."""
+    """The first MultiInference asks for the metadata once, however many its tasks; so do calls at once."""
 
     async def story() -> None:
         async with served({"graded": graded(), "many": many_signatures()}) as (server, client):
