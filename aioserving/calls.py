@@ -36,6 +36,9 @@ __all__ = ["Answer", "Calls", "ModelRecord", "ModelStats"]
 #: The serialized response, and the attempts it took; the last one of them is where it came from.
 Answer = tuple[bytes, tuple[Attempt, ...]]
 
+#: Codes of calls that ended on this side, maybe, and so tell nothing of whether anybody is there.
+_UNANSWERED: Final = frozenset({"DEADLINE_EXCEEDED", "CANCELLED"})
+
 #: Codes with which an endpoint that does not have a model says so.
 _ABSENT: Final = (errors.ModelNotFoundError, errors.VersionLabelNotFoundError)
 
@@ -131,6 +134,7 @@ class Calls:
         self._records: dict[str, ModelRecord] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         pool.on_return = self._something_is_back
+        pool.on_outage = self._nothing_can_be_reached
 
     def __repr__(self) -> str:
         return f"<Calls, circuit {self._circuit.state.value}, {self._budget!r}>"
@@ -228,7 +232,7 @@ class Calls:
         try:
             pairs = (*self._metadata, *await self._mine(deadline), *metadata)
             response, failure, _ = await self._attempt(
-                method, request, deadline, place, pairs, begun, attempts, (), None, endpoint
+                method, request, deadline, place, pairs, begun, attempts, [], None, endpoint, None
             )
         except errors.RPCError as error:
             error.model, error.method = model, _short(method)
@@ -258,11 +262,9 @@ class Calls:
         begun: float,
         attempts: list[Attempt],
     ) -> bytes:
-        from aioserving.events import CallRefused, CallRetried, CredentialsRefreshed
-
         pool = self._pool
         circuit = self._circuit
-        tried: tuple[Endpoint, ...] = ()
+        tried: list[Endpoint] = []
         absent: tuple[Endpoint, ...] = ()
         mine: Metadata = ()
         refreshed = False
@@ -271,7 +273,10 @@ class Calls:
         while True:
             now = self.clock()
             if circuit.state is not State.CLOSED and not circuit.allow(now):
-                raise last or self._refused(now)
+                if last is None:
+                    raise self._refused(now)
+                last.gave_up = "nothing answers any more, so it was not sent again"
+                raise last
             number += 1
             try:
                 pairs: Metadata = self._metadata
@@ -281,7 +286,17 @@ class Calls:
                 if number > 1:
                     pairs = (*pairs, ("grpc-previous-rpc-attempts", str(number - 1)))
                 response, failure, endpoint = await self._attempt(
-                    method, request, deadline, place, pairs, begun, attempts, tried, record.hedging, None
+                    method,
+                    request,
+                    deadline,
+                    place,
+                    pairs,
+                    begun,
+                    attempts,
+                    tried,
+                    record.hedging,
+                    None,
+                    self._retry.attempt_timeout,
                 )
             except BaseException as error:
                 if last is not None and isinstance(error, errors.ClientClosedError):
@@ -289,6 +304,8 @@ class Calls:
                 if circuit.state is State.HALF_OPEN:
                     circuit.release(self.clock())
                 if isinstance(error, errors.ResourceExhaustedError):  # refused on this side
+                    from aioserving.events import CallRefused
+
                     self._observers.emit(CallRefused(place.model, _short(method), error.details))
                 raise
             now = self.clock()
@@ -296,22 +313,28 @@ class Calls:
                 if circuit.success(now) is not None:
                     self._closed(now)
                 for other in absent:
-                    pool.miss(other, place)
+                    if other is not endpoint:  # which has got it meanwhile
+                        pool.miss(other, place)
                 return response
             if is_connection_failure(failure):
                 self._explain(failure, endpoint)
-                if circuit.failure(now) is not None and circuit.state is State.OPEN:
+                change = circuit.failure(now)
+                if change is not None and change.before is State.CLOSED:
                     self._opened(now)
+            elif failure.code in _UNANSWERED:
+                circuit.release(now)
             elif circuit.success(now) is not None:
                 self._closed(now)
             last = failure
             if isinstance(failure, errors.UnauthenticatedError) and not refreshed:
                 refreshed = True
                 if self._credentials is not None and self._credentials.invalidate(mine):
+                    from aioserving.events import CredentialsRefreshed
+
                     self._observers.emit(CredentialsRefreshed(endpoint.target))
                     continue
             if endpoint not in tried:
-                tried = (*tried, endpoint)
+                tried.append(endpoint)
             if isinstance(failure, _ABSENT):
                 absent = (*absent, endpoint)
             decision = decide(
@@ -330,6 +353,8 @@ class Calls:
                     failure.gave_up = decision.reason
                 raise failure
             record.retries += 1
+            from aioserving.events import CallRetried
+
             self._observers.emit(CallRetried(place.model, _short(method), attempts[-1], decision.delay))
             if decision.delay:
                 await asyncio.sleep(decision.delay)
@@ -343,9 +368,10 @@ class Calls:
         metadata: Metadata,
         begun: float,
         attempts: list[Attempt],
-        tried: Sequence[Endpoint],
+        tried: list[Endpoint],
         hedging: Hedging | None,
         only: Endpoint | None,
+        limit: float | None,
     ) -> tuple[bytes, errors.RPCError | None, Endpoint]:
         """One attempt, perhaps with a hedge: the response, or the error; and where it came from."""
         pool, clock = self._pool, self.clock
@@ -360,13 +386,14 @@ class Calls:
             if timeout <= 0:
                 pool.release(connection)
                 raise _late(attempts)
-        limit = self._retry.attempt_timeout
-        if limit is not None and only is None and (timeout is None or limit < timeout):
+        if limit is not None and (timeout is None or limit < timeout):
             timeout = limit
         if hedging is not None:
             delay = hedging.delay(now)
             if delay is not None and len(pool.endpoints) > 1:
-                race = _Race(self, connection, hedging, method, request, deadline, place, metadata, begun)
+                race = _Race(
+                    self, connection, hedging, method, request, deadline, place, metadata, begun, tried
+                )
                 return await race.run(now, delay, timeout, attempts)
         endpoint = connection.endpoint
         try:
@@ -374,14 +401,14 @@ class Calls:
             response = await transport.call(method, request, timeout, metadata)
         except errors.RPCError as failure:
             end = clock()
-            pool.release(connection, failure, end - now, end)
+            pool.release(connection, failure, end - now, end, place)
             attempts.append(_failed(endpoint, now - begun, end - now, failure))
             return b"", failure, endpoint
         except BaseException as error:
             pool.release(connection, error)
             raise
         end = clock()
-        pool.release(connection, None, end - now, end)
+        pool.release(connection, None, end - now, end, place)
         attempts.append(Attempt(endpoint.target, now - begun, end - now))
         return response, None, endpoint
 
@@ -435,6 +462,11 @@ class Calls:
 
         self._observers.emit(CircuitClosed(now - self._opened_at))
 
+    def _nothing_can_be_reached(self) -> None:
+        now = self.clock()
+        if self._circuit.all_down(now) is not None:
+            self._opened(now)
+
     def _something_is_back(self) -> None:
         now = self.clock()
         if self._circuit.success(now) is not None:
@@ -472,6 +504,7 @@ class _Race:
         "_slot",
         "_story",
         "_task",
+        "_tried",
         "_unsent",
     )
 
@@ -486,6 +519,7 @@ class _Race:
         place: Place | None,
         metadata: Metadata,
         begun: float,
+        tried: list[Endpoint],
     ) -> None:
         self._calls = calls
         self._connection = connection
@@ -496,6 +530,7 @@ class _Race:
         self._place = place
         self._metadata = metadata
         self._begun = begun
+        self._tried = tried
         self._slot = Slot()
         self._delay = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -542,7 +577,7 @@ class _Race:
                 pool.release(connection, asyncio.CancelledError())
                 story = Attempt(endpoint.target, now - self._begun, end - now, "SUPERSEDED")
             else:
-                pool.release(connection, failure, end - now, end)
+                pool.release(connection, failure, end - now, end, self._place)
                 story = (
                     Attempt(endpoint.target, now - self._begun, end - now)
                     if failure is None
@@ -574,15 +609,16 @@ class _Race:
         calls, first = self._calls, self._connection.endpoint
         pool = calls._pool
         now = calls.clock()
-        if not pool.others(self._place, (first,)):
+        elsewhere = (*self._tried, first)
+        if not pool.others(self._place, elsewhere):
             return
         try:
-            connection = pool.try_acquire(self._place, (first,), now)
+            connection = pool.try_acquire(self._place, elsewhere, now)
         except errors.ClientClosedError:
             return
         if connection is None:
             return
-        if connection.endpoint is first or not self._hedging.try_hedge(now):
+        if connection.endpoint in elsewhere or not self._hedging.try_hedge(now):
             pool.release(connection)
             return
         targets = (first.target, connection.endpoint.target)
@@ -618,7 +654,8 @@ class _Race:
             response = await transport.call(self._method, self._request, timeout, self._metadata)
         except errors.RPCError as error:
             end = clock()
-            pool.release(connection, error, end - now, end)
+            pool.release(connection, error, end - now, end, self._place)
+            self._tried.append(endpoint)
             self._story.append(_failed(endpoint, started, end - now, error, hedge=True))
             return
         except BaseException as error:
@@ -627,7 +664,7 @@ class _Race:
                 raise
             return
         end = clock()
-        pool.release(connection, None, end - now, end)
+        pool.release(connection, None, end - now, end, self._place)
         self._story.append(Attempt(endpoint.target, started, end - now, "OK", "", True))
         self._answer = response, endpoint
         self._slot.supersede()

@@ -23,8 +23,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
 
 from aioserving import errors
-from aioserving.health import HEALTHY
+from aioserving.health import HEALTHY, OUTLIER, UNREACHABLE
 from aioserving.pool import Connection, Endpoint, Place, Pool
+from aioserving.retry import is_connection_failure
 from aioserving.transport import Transport
 
 __all__ = ["ModelCheck", "Monitor", "check_connection", "probe", "watch"]
@@ -52,12 +53,11 @@ async def probe(transport: Transport, timeout: float) -> str:
         answer = await transport.call(_CHECK, b"", timeout, ())
     except errors.DeadlineExceededError:
         return f"it did not answer a probe within {timeout:g} s"
-    except errors.UnavailableError as error:
-        return error.details
     except errors.ClientClosedError:
         return "the connection was closed"
-    except errors.RPCError:
-        return ""
+    except errors.RPCError as error:
+        lost = isinstance(error, errors.UnavailableError) or is_connection_failure(error)
+        return error.details or error.code if lost else ""
     return "it says that it is not serving" if answer == _NOT_SERVING else ""
 
 
@@ -124,6 +124,8 @@ class Monitor:
 
     def _schedule(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
+        if self._timer is not None:  # one at a time, also if something happens during a look
+            self._timer.cancel()
         self._timer = loop.call_later(seconds, _tick, weakref.ref(self))
 
     def tick(self) -> None:
@@ -131,30 +133,38 @@ class Monitor:
         self._timer = None
         if self._closed:
             return
-        self._also()
+        try:
+            self._also()
+        except Exception:
+            logger.exception("%r failed", self._also)
         now = self._pool.clock()
-        busy, out = False, False
+        busy, out, down = False, False, bool(self._pool.endpoints)
         for endpoint in self._pool.endpoints:
+            # An outage is what has lasted: a server that restarts, alone, is retried meanwhile.
+            if (
+                endpoint.health.state != UNREACHABLE
+                or now - endpoint.health.ejected_at < self._options.probe_after
+            ):
+                down = False
             if endpoint.health.state != HEALTHY:
                 out = True
                 if endpoint not in self._probed and endpoint.health.probe_due(now):
                     self._spawn(self._probe_endpoint(endpoint))
-            for place, due in endpoint.missing.items():
+            for place, due in tuple(endpoint.missing.items()):
                 out = True
                 if now >= due:
                     endpoint.missing[place] = now + self._options.model_interval
                     self._spawn(self._ask_for(endpoint, place))
-            if endpoint.in_flight:
+        for connection in self._pool.connections():
+            # Also where nothing is under way now: calls may all have ended at their deadlines, unanswered.
+            quiet_since = connection.quiet_since
+            if quiet_since or connection.in_flight:
                 busy = True
-                for connection in endpoint.connections:
-                    quiet_since = connection.quiet_since
-                    if (
-                        connection.in_flight
-                        and quiet_since
-                        and now - max(quiet_since, connection.probed_at) >= self._options.probe_after
-                    ):
-                        connection.probed_at = math.inf
-                        self._spawn(self._probe_connection(connection))
+            if quiet_since and now - max(quiet_since, connection.probed_at) >= self._options.probe_after:
+                connection.probed_at = math.inf
+                self._spawn(self._probe_connection(connection))
+        if down:
+            self._pool.on_outage()
         if now >= self._next_look:
             if self._next_look > -math.inf and len(self._pool.endpoints) > 1:
                 self._pool.look_for_outliers()
@@ -176,20 +186,26 @@ class Monitor:
 
     async def _probe_connection(self, connection: Connection) -> None:
         pool, endpoint = self._pool, connection.endpoint
-        transport = connection.transport
+        transport, quiet_since = connection.transport, connection.quiet_since
         try:
             if transport is None:
                 return
             wrong = await probe(transport, self._options.probe_timeout)
+            if not wrong and connection.quiet_since == quiet_since:
+                connection.quiet_since = pool.clock() if connection.in_flight else 0.0
             if not wrong:
                 return
-            alone = not pool.others(None, (endpoint,))
+            retired = connection.retired
+            alone = not retired and not pool.others(None, (endpoint,))
             if alone and await check_connection(pool, endpoint, self._options.probe_timeout):
+                if connection.quiet_since == quiet_since and not endpoint.removed:
+                    pool.lose(endpoint, wrong)  # it keeps its calls, as there is nowhere to go
                 return
-            if connection.in_flight and not connection.retired:
-                pool.give_up(connection, f"{endpoint.target} was given up: {wrong}")
-                if not alone:
-                    pool.lose(endpoint, wrong)
+            if connection.quiet_since != quiet_since or connection.transport is not transport:
+                return  # it answered meanwhile, or is gone
+            pool.give_up(connection, f"{endpoint.target} was given up: {wrong}")
+            if not alone and not retired:
+                pool.lose(endpoint, wrong)
         finally:
             connection.probed_at = pool.clock()
 
@@ -199,6 +215,8 @@ class Monitor:
         try:
             wrong = await check_connection(self._pool, endpoint, self._options.probe_timeout)
             if wrong:
+                if endpoint.health.state == OUTLIER:
+                    self._pool.lose(endpoint, wrong)
                 endpoint.health.reason = wrong
                 return
             for connection in tuple(endpoint.connections):

@@ -44,6 +44,7 @@ from aioserving.latency import Latency, LatencyHistogram
 from aioserving.limits import AdaptiveLimit, Limit, make_limit
 from aioserving.observers import Observers
 from aioserving.queueing import CallTime, QueueStats, WaitingQueue
+from aioserving.retry import is_connection_failure
 from aioserving.targets import Target
 from aioserving.transport import Transport
 
@@ -145,8 +146,17 @@ class Connection:
         transport = self.transport
         if transport is None:
             transport = self.transport = self._open(self.endpoint.address)
-            self.endpoint.opened += 1
+            if not self.retired:
+                self.endpoint.opened += 1
         return transport
+
+    def shut(self) -> None:
+        """Let nobody open it any more: who was given it in the last moment must not leave one behind."""
+        self._open = _refuse_to_open
+
+
+def _refuse_to_open(target: Target) -> Transport:
+    raise errors.ClientClosedError("the client was closed before the call was sent")
 
 
 class Endpoint(Load):
@@ -314,6 +324,8 @@ class Pool:
         #: Called when an endpoint was lost, and when one is back.
         self.on_loss: Callable[[], None] = lambda: None
         self.on_return: Callable[[], None] = lambda: None
+        #: Called, again and again, while probes find that no endpoint can be reached.
+        self.on_outage: Callable[[], None] = lambda: None
         #: Whether somebody watches; if not, `on_activity` is called with the next call.
         self.watched = False
         self._observers = observers or Observers()
@@ -324,8 +336,8 @@ class Pool:
         # Newest first when it is long: in an overload the oldest would be answered when nobody waits for
         # them any more (measured by `bench/overload.py`).
         self._queue: WaitingQueue[Connection] = WaitingQueue(self.options.max_waiting, order="adaptive")
-        #: What a call takes once it has its turn.
-        self._call_time = CallTime()
+        #: What a call of each model takes once it has its turn.
+        self._call_times: dict[str, CallTime] = {}
         #: What those in line wait for.
         self._wanted: dict[
             asyncio.Future[Connection], tuple[Place | None, Sequence[Endpoint], Endpoint | None]
@@ -406,7 +418,6 @@ class Pool:
         self._choose_eligible()
         for endpoint in new:
             self._observers.emit(EndpointAdded(endpoint.target, endpoint.weight))
-        self._hand_over()
 
     def remove(self, targets: Collection[str]) -> None:
         """Let endpoints get no more calls; those under way end."""
@@ -454,6 +465,8 @@ class Pool:
             having = tuple(endpoint for endpoint in self._eligible if place not in endpoint.missing)
             if having:
                 self._eligible_for[place] = having
+        if self._queue:
+            self._hand_over()  # those in line may go elsewhere now
 
     def others(self, place: Place | None, tried: Collection[Endpoint]) -> bool:
         """Whether there is an endpoint that may have `place` and is not among those tried."""
@@ -481,7 +494,8 @@ class Pool:
         """An endpoint answers badly: no calls for a while, unless too many are out already."""
         from aioserving.events import EndpointEjected
 
-        if not may_eject((other.health for other in self.endpoints), self.health_options.most_ejected):
+        most = self.health_options.most_ejected
+        if endpoint.removed or not may_eject((other.health for other in self.endpoints), most):
             return False
         seconds = endpoint.health.eject(reason, self.clock())
         self._choose_eligible()
@@ -493,7 +507,7 @@ class Pool:
         """An endpoint is well again: it gets calls, few at first."""
         from aioserving.events import EndpointReturned
 
-        if endpoint.health.state == HEALTHY:
+        if endpoint.health.state == HEALTHY or endpoint.removed:
             return
         now = self.clock()
         seconds = endpoint.health.recover(now)
@@ -502,15 +516,15 @@ class Pool:
         self._choose_eligible()
         self._observers.emit(EndpointReturned(endpoint.target, seconds))
         self.on_return()
-        self._hand_over()
 
     def look_for_outliers(self) -> None:
         """Compare the endpoints with each other, and eject those that are out of line."""
         now = self.clock()
-        fleet = [(endpoint.health, self.balancer.latency(endpoint, now)) for endpoint in self.endpoints]
+        endpoints = self.endpoints  # observers may change them meanwhile
+        fleet = [(endpoint.health, self.balancer.latency(endpoint, now)) for endpoint in endpoints]
         for index, reason in find_outliers(fleet, self.health_options):
-            self.eject(self.endpoints[index], reason)
-        for endpoint in self.endpoints:
+            self.eject(endpoints[index], reason)
+        for endpoint in endpoints:
             endpoint.health.next_interval()
 
     def give_up(self, connection: Connection, reason: str) -> None:
@@ -518,9 +532,10 @@ class Pool:
         from aioserving.events import ConnectionReplaced
 
         transport = connection.transport
-        if connection.retired or transport is None:
+        if transport is None:
             return
-        self._retire(connection)
+        if not connection.retired:
+            self._retire(connection)
         calls = transport.give_up(reason)
         self._observers.emit(ConnectionReplaced(connection.endpoint.target, reason, calls))
 
@@ -543,7 +558,7 @@ class Pool:
         """An endpoint has what it did not have."""
         from aioserving.events import ModelFound
 
-        if endpoint.missing.pop(place, None) is not None:
+        if endpoint.missing.pop(place, None) is not None and not endpoint.removed:
             self._choose_eligible()
             self._observers.emit(ModelFound(endpoint.target, str(place)))
 
@@ -592,6 +607,8 @@ class Pool:
             connection.in_flight += 1
             connection.calls += 1
             self.in_flight += 1
+            if endpoint.removed:  # somebody wants this one and no other
+                self._retired.add(connection)
             if not connection.quiet_since:
                 connection.quiet_since = now
             if not self.watched:
@@ -626,32 +643,40 @@ class Pool:
         deadline = None if timeout is None else now + timeout
         model = place.model if place is not None else ""
         target: Hashable = endpoint or (place if place in self._eligible_for else None)
-        needs = self._call_time.seconds
+        needs = self._call_time(place).seconds
         refusal = queue.refuse(model, deadline, now, needs=needs, target=target)
         if refusal is not None:
             raise refusal
         future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         waiter = queue.push(future, model, now, deadline, needs=needs, target=target)
         self._wanted[future] = place, tried, endpoint
-        self._hand_over()  # those in line may wait for another endpoint than this caller
         try:
-            await asyncio.wait((future,), timeout=timeout)
-        except asyncio.CancelledError:
+            self._hand_over()  # those in line may wait for another endpoint than this caller
+            if not future.done():
+                await asyncio.wait((future,), timeout=timeout)
+        except BaseException:
             given = queue.withdraw(waiter, self.clock())
             if given is not None:
                 self.release(given)  # room was given in the same moment: pass it on
             raise
         finally:
             del self._wanted[future]
-        if future.done():
+            if not future.done():
+                queue.withdraw(waiter, self.clock())
+            self._check_drained()
+        if not future.cancelled():
             return future.result()
-        given = queue.withdraw(waiter, self.clock())
-        if given is not None:
-            return given
         raise errors.DeadlineExceededError(
             f"waited {timeout:.3g} s for room: {self.in_flight} calls are in flight, as many as the limits "
             f"of {len(self.endpoints)} endpoints allow ({self._limits()})"
         )
+
+    def _call_time(self, place: Place | None) -> CallTime:
+        model = place.model if place is not None else ""
+        found = self._call_times.get(model)
+        if found is None:
+            found = self._call_times[model] = CallTime()
+        return found
 
     def _limits(self) -> str:
         options = self.options
@@ -679,8 +704,11 @@ class Pool:
             if waiter is None:
                 return
             place, tried, endpoint = self._wanted[waiter.future]
-            # Where the only endpoints with room turn out not to have the model, they say so.
-            connection = self._take(place, tried, now, endpoint) or self._take(None, (), now, None)
+            connection = self._take(place, tried, now, endpoint)
+            if connection is None:  # where those not tried are full, one that was tried will do
+                connection = self._take(place, (), now, endpoint)
+            if connection is None:  # where those with room turn out not to have the model, they say so
+                connection = self._take(None, (), now, None)
             assert connection is not None
             waiter.future.set_result(connection)
 
@@ -696,6 +724,7 @@ class Pool:
         error: BaseException | None = None,
         seconds: float | None = None,
         now: float | None = None,
+        place: Place | None = None,
     ) -> None:
         """Give back what `acquire` or `try_acquire` gave, once, telling how the call ended.
 
@@ -705,6 +734,7 @@ class Pool:
                 endpoint.
             seconds: how long it took; None if it was not sent.
             now: the time, if the caller knows it.
+            place: what it was for.
         """
         endpoint = connection.endpoint
         endpoint.in_flight -= 1
@@ -713,8 +743,8 @@ class Pool:
         if now is None:
             now = self.clock()
         if error is None:
-            connection.quiet_since = now if connection.in_flight else 0.0
             if seconds is not None:
+                connection.quiet_since = now if connection.in_flight else 0.0
                 if now - seconds >= connection.answered_at:
                     self.balancer.record(endpoint, seconds, now)
                     if endpoint.limiter is not None:
@@ -723,24 +753,48 @@ class Pool:
                     # How long a connection takes to make says nothing about the endpoint. Taken for its
                     # latency, it left the one that got a client's first call without calls for a minute.
                     connection.answered_at = now
-                self._call_time.record(seconds)
+                self._call_time(place).record(seconds)
                 endpoint.latencies.record(seconds)
                 health = endpoint.health
                 health.succeeded()
                 if health.state != HEALTHY:
-                    self.readmit(endpoint)
+                    self._answered(endpoint, now - seconds)
         elif isinstance(error, errors.RPCError):
             connection.errors += 1
-            self._note_failure(connection, error, seconds, now)
+            self._note_failure(connection, error, seconds, now, place)
+        if connection.transport is None:
+            connection.quiet_since = 0.0  # nothing was sent on it
         if not connection.in_flight and (connection.retired or endpoint.removed):
             self._say_goodbye(connection)
         if self._queue:
             self._hand_over()
-        if self._drained is not None and not self.in_flight and not self._queue:
-            self._drained.set()
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        """Let `close` go on when nothing is under way any more."""
+        if self._drained is None or self.in_flight:
+            return
+        if self._queue:
+            self._dismiss()  # no endpoint is left, and nobody makes room for them any more
+        self._drained.set()
+
+    def _answered(self, endpoint: Endpoint, begun: float) -> None:
+        """An endpoint that is out answered a call that began then: is it back?
+
+        Not an outlier, which answers all the time, if badly; nor one that only ends what it had begun
+        before it went.
+        """
+        health = endpoint.health
+        if health.state == UNREACHABLE and begun >= health.ejected_at:
+            self.readmit(endpoint)
 
     def _note_failure(
-        self, connection: Connection, error: errors.RPCError, seconds: float | None, now: float
+        self,
+        connection: Connection,
+        error: errors.RPCError,
+        seconds: float | None,
+        now: float,
+        place: Place | None,
     ) -> None:
         endpoint = connection.endpoint
         code = error.code
@@ -748,19 +802,19 @@ class Pool:
             connection.quiet_since = now if connection.in_flight else 0.0
         if code not in _BLAMED or isinstance(error, errors.MessageTooLargeError):
             endpoint.health.succeeded()  # it answered, if not what the caller wanted
+            if seconds is not None:
+                self._answered(endpoint, now - seconds)
             return
         if code == "CANCELLED" or connection.retired:
             return
         if code == "DEADLINE_EXCEEDED" and seconds is not None:
-            enough = seconds >= self._call_time.seconds
-            self._call_time.record(seconds, missed=True)
+            call_time = self._call_time(place)
+            enough = seconds >= call_time.seconds
+            call_time.record(seconds, missed=True)
             if not enough:
                 return  # the caller was in more of a hurry than calls are: nobody's fault
-        if (
-            code == "UNAVAILABLE"
-            and connection.transport is not None
-            and connection.transport.state != "ready"
-        ):
+        transport = connection.transport
+        if is_connection_failure(error) and transport is not None and transport.state != "ready":
             self.lose(endpoint, error.details)
             return
         if seconds is not None:
@@ -789,6 +843,7 @@ class Pool:
         self._closing = True
         if first and (self.in_flight or self.waiting):
             self._drained = asyncio.Event()
+            self._check_drained()
         try:
             if self._drained is not None:
                 with contextlib.suppress(asyncio.TimeoutError):
@@ -796,20 +851,32 @@ class Pool:
         finally:
             # Also when this is cancelled: a client that is being closed must not stay half open.
             self._dismiss()
-            for connection in self._all_connections():
-                if connection.transport is not None:
-                    await connection.transport.close()
-            if self._goodbyes:
-                await asyncio.wait(self._goodbyes)
+            try:
+                for connection in self._shut():
+                    if connection.transport is not None:
+                        await connection.transport.close()
+                if self._goodbyes:
+                    await asyncio.wait(self._goodbyes)
+            except BaseException:  # cancelled again
+                self.abandon()
+                raise
 
     def abandon(self) -> None:
         """Forget every connection without a loop to close it on."""
         self._closing = True
-        for connection in self._all_connections():
+        for connection in self._shut():
             if connection.transport is not None:
                 connection.transport.abandon()
 
-    def _all_connections(self) -> list[Connection]:
+    def _shut(self) -> list[Connection]:
+        """All connections, none of which can be opened any more."""
+        connections = self.connections()
+        for connection in connections:
+            connection.shut()
+        return connections
+
+    def connections(self) -> list[Connection]:
+        """All connections, also those that are retired and have calls under way."""
         return [
             *(connection for endpoint in self.endpoints for connection in endpoint.connections),
             *self._retired,
