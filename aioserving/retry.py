@@ -79,7 +79,10 @@ class RetryPolicy:
     multiplier: float = 2.0
     #: Names of the status codes that are retried. Besides these, a model that one endpoint does not have is
     #: asked for at the others, and an attempt that ran into `attempt_timeout` is made again.
-    codes: frozenset[str] = field(default_factory=lambda: frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED"}))
+    #: CANCELLED is among them because a server that shuts down ends so what has not had its turn.
+    codes: frozenset[str] = field(
+        default_factory=lambda: frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"})
+    )
     #: Seconds after which an attempt is given up in favour of the next; None for no limit but the deadline.
     attempt_timeout: float | None = None
     #: Retries in proportion to calls, in the long run.
@@ -313,9 +316,14 @@ _SAID_BY_A_LIVE_SERVER: Final = re.compile(
     r"RST_STREAM(?: with)? error code 7\b|REFUSED_STREAM"
 )
 
+# gRPC's words for a call that a server which shuts down, however gracefully, has not taken up yet.
+_SAID_BY_A_SERVER_THAT_ENDS: Final = frozenset({"", "CANCELLED"})
+
 
 def is_connection_failure(error: RPCError) -> bool:
     """Whether a call failed because the endpoint could not be reached or went away, not by its answer."""
+    if error.code == "CANCELLED":
+        return error.details in _SAID_BY_A_SERVER_THAT_ENDS
     return error.code == "UNAVAILABLE" and _SAID_BY_A_LIVE_SERVER.search(error.details) is None
 
 

@@ -79,7 +79,6 @@ def test_what_the_server_makes_safe_is_retried(code: str, details: str) -> None:
     "code",
     [
         "ABORTED",
-        "CANCELLED",
         "DATA_LOSS",
         "DEADLINE_EXCEEDED",
         "FAILED_PRECONDITION",
@@ -171,6 +170,15 @@ def test_connection_failures_are_told_from_answers(details: str, expected: bool)
 def test_other_codes_are_no_connection_failures() -> None:
     """A server that answers, whatever it says, is there."""
     assert not is_connection_failure(failure("RESOURCE_EXHAUSTED", REFUSED))
+
+
+def test_what_a_server_that_shuts_down_has_not_taken_up_is_asked_for_elsewhere() -> None:
+    """gRPC ends it with CANCELLED, also in a graceful shutdown; a model's own cancellation is an answer."""
+    assert is_connection_failure(failure("CANCELLED", "CANCELLED"))
+    assert not is_connection_failure(failure("CANCELLED", "Run call was cancelled"))
+    decision = judge(failure("CANCELLED", "CANCELLED"), elsewhere=True)
+    assert isinstance(decision, Retry)
+    assert decision.delay == 0
 
 
 @pytest.mark.parametrize(
