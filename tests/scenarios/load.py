@@ -65,7 +65,9 @@ class Call:
 
     #: When it was due, in seconds since the load began.
     at: float
-    #: Seconds from then to its end.
+    #: When it was begun, which is later if this process was busy.
+    begun: float
+    #: Seconds from when it was due to its end.
     seconds: float
     #: ``"OK"``, the name of a gRPC status, or that of an exception without one.
     code: str
@@ -222,7 +224,7 @@ class Load:
             await asyncio.sleep(max(0.0, self._started / self.rate - self.mark()))
 
     async def _one(self, at: float) -> None:
-        code, text = "OK", ""
+        code, text, begun = "OK", "", self.mark()
         attempts: tuple[Attempt, ...] = ()
         try:
             attempts = (await self._call()).attempts
@@ -230,7 +232,7 @@ class Load:
             code, text, attempts = error.code, str(error), tuple(error.attempts)
         except (ServingError, ValueError, OSError) as error:
             code, text = type(error).__name__, str(error)
-        self._ended.append(Call(at, self.mark() - at, code, text, attempts))
+        self._ended.append(Call(at, begun, self.mark() - at, code, text, attempts))
 
 
 async def until(condition: Callable[[], object], *, within: float) -> float:
