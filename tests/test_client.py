@@ -398,6 +398,70 @@ def test_wait_until_available_waits_for_every_target() -> None:
     run(story())
 
 
+def test_wait_ready_and_health() -> None:
+    """Ready is one endpoint that answers, or every one, with the models asked for."""
+
+    async def story() -> None:
+        async with served() as (server, client):
+            dead = f"127.0.0.1:{free_port()}"
+            assert (await client.wait_ready("digits", "many", every_endpoint=True, timeout=10)).ok
+            client.add_targets(dead)
+            health = await client.wait_ready("digits", timeout=10)
+            assert [endpoint.target for endpoint in health.endpoints] == [server.target, dead]
+            with pytest.raises(DeadlineExceededError, match=f"{dead}: .*onnect"):
+                await client.wait_ready(every_endpoint=True, timeout=0.5)
+            with pytest.raises(DeadlineExceededError, match="model 'nobody' is not available"):
+                await client.wait_ready("nobody", timeout=0.3)
+            client.remove_targets(dead)
+            assert str(client.health()) == f"circuit closed\n{server.target}: healthy"
+            with pytest.raises(ValueError, match="none of this client's"):
+                client.remove_targets(dead)
+            with pytest.raises(ValueError, match="given to the constructor"):
+                client.add_targets("dns:///localhost:8500")
+
+    run(story())
+
+
+def test_stats_tell_of_endpoints_and_models() -> None:
+    """Counts and latencies, printed for people."""
+
+    async def story() -> None:
+        async with served() as (server, client):
+            for _ in range(3):
+                await client.predict("digits", IMAGES)
+            with pytest.raises(ModelNotFoundError):
+                await client.predict("nobody", IMAGES)
+            stats = client.stats()
+            found = {model.model: (model.calls, model.errors, model.latency.count) for model in stats.models}
+            assert found == {"digits": (3, 0, 3), "nobody": (0, 0, 0)}
+            assert stats.endpoints[0].state == "healthy"
+            assert stats.endpoints[0].latency.count == stats.calls - 1
+            assert "digits: 3 calls: mean" in str(stats)
+            assert f"{server.target}: healthy, 0 in flight" in str(stats)
+
+    run(story())
+
+
+def test_results_and_errors_tell_their_story() -> None:
+    """An endpoint that refuses is gone around, and the result says so; the error of all names all."""
+
+    async def story() -> None:
+        dead = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        async with served() as (server, _), AsyncClient([dead[0], server.target]) as client:
+            results = [await client.predict("digits", IMAGES) for _ in range(20)]
+            assert {result.attempts[-1].target for result in results} == {server.target}
+            assert {len(result.attempts) for result in results} <= {1, 2}
+        async with AsyncClient(dead) as client:
+            with pytest.raises(UnavailableError) as caught:
+                await client.predict("digits", IMAGES, timeout=5)
+            assert {attempt.target for attempt in caught.value.attempts} == set(dead)
+            assert f"{len(caught.value.attempts)} attempts in" in str(caught.value)
+            again = pickle.loads(pickle.dumps(caught.value))
+            assert again.attempts == caught.value.attempts
+
+    run(story())
+
+
 def test_reload_config() -> None:
     """Models given as views, dicts, messages or one config; a platform is filled in; others are unloaded."""
 

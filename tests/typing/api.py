@@ -10,11 +10,16 @@ from numpy.typing import NDArray
 from typing_extensions import assert_type
 
 from aioserving import (
+    TLS,
+    AdaptiveLimit,
     AsyncClient,
+    Attempt,
     BlockingModel,
     ClassifyResult,
     Client,
+    ClientHealth,
     ClientStats,
+    HedgingPolicy,
     Model,
     ModelConfig,
     ModelMetadata,
@@ -27,9 +32,21 @@ from aioserving import (
     RegressResult,
     ReloadResult,
     State,
+    Target,
     TensorSpec,
+    Token,
     VersionStatus,
 )
+
+
+async def fetch() -> tuple[str, float]:
+    return "token", 3600.0
+
+
+def fleets() -> None:
+    AsyncClient({"a:1": 1, "b:1": 2.5}, retry=None, hedging=HedgingPolicy(), balancing="round_robin")
+    AsyncClient([Target("a:1", weight=2), "b:1"], tls=TLS(ca="ca.pem"), credentials=Token(fetch))
+    Client("a:1", pool=PoolOptions(max_in_flight=AdaptiveLimit()), observers=[print])
 
 
 async def asynchronous(images: NDArray[np.float32]) -> None:
@@ -73,6 +90,10 @@ async def asynchronous(images: NDArray[np.float32]) -> None:
         await client.add_models([ModelConfig(name="m")])
         await client.set_labels("m", {"stable": 2, "old": None})
         assert_type(client.config, ModelServerConfig | None)
+        assert_type(await client.wait_ready("m", every_endpoint=True), ClientHealth)
+        assert_type(client.health().endpoints[0].missing_models, tuple[str, ...])
+        assert_type(result.attempts, tuple[Attempt, ...])
+        await client.predict("digits", images, compression="gzip")
         model = client.model("digits", version_label="stable")
         assert_type(model, Model)
         assert_type(await model.predict(images), PredictResult)
