@@ -20,7 +20,7 @@ a signature allows to `aioserving.signature`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -55,6 +55,7 @@ __all__ = [
     "MAX_EXPANDED_BYTES",
     "MAX_MESSAGE_BYTES",
     "PredictRequestParts",
+    "ResponseDecoder",
     "decode_model_spec",
     "decode_predict_request",
     "decode_predict_response",
@@ -64,6 +65,8 @@ __all__ = [
     "encode_predict_response",
     "encode_tensor",
     "encode_tensor_typed",
+    "model_spec_field",
+    "plain_input_head",
 ]
 
 #: The most that one protobuf message, and so one gRPC call, can carry.
@@ -109,6 +112,15 @@ _PART_BYTES = 1 << 17
 # them more often, which costs more when they are long.
 _MANY_STRINGS = 64
 _SHORT_STRING = 512
+
+# Of so many lengths of responses, and of so many responses of one length, does a `ResponseDecoder`
+# remember the layout, if all but the values is not larger than this many bytes.
+_LENGTHS = 256
+_LAYOUTS = 4
+_LAYOUT_BYTES = 1 << 11
+# A layout is made of one in so many responses that were none of those known, the second being the first:
+# answers that never repeat cost nothing more, those that change for good are soon known again.
+_LEARN_EVERY = 8
 
 # Subclasses (masked arrays, memory maps) are looked at more closely.
 _ndarray = np.ndarray
@@ -221,12 +233,12 @@ def encode_predict_request(
             before = _before_data(model_spec, name, array.dtype, array.shape)
             if before is not None:
                 return b"".join((before, array))  # type: ignore[arg-type]  # arrays are buffers
-    pieces: _Pieces = [_spec_field(1, model_spec)]
+    pieces: _Pieces = [model_spec_field(1, model_spec)]
     size = len(pieces[0])
     for name, array in inputs.items():
         data_type = data_types.get(name) if data_types else None
         if type(array) is _ndarray and array.flags.c_contiguous:
-            entry = _plain_entry(name, array.dtype, array.shape, data_type)
+            entry = plain_input_head(name, array.dtype, array.shape, data_type)
             if entry is not None:
                 pieces += (entry[0], array)
                 size += entry[1]
@@ -264,7 +276,7 @@ def encode_predict_response(
     for name, array in outputs.items():
         data_type = data_types.get(name) if data_types else None
         size += _append_entry(pieces, _RESPONSE_OUTPUTS, "output", name, array, data_type, typed, typed)
-    pieces.append(_spec_field(2, model_spec))
+    pieces.append(model_spec_field(2, model_spec))
     _check_size(size + len(pieces[-1]), "the response")
     return b"".join(pieces)
 
@@ -315,17 +327,28 @@ def _before_data(model_spec: bytes, name: str, dtype: np.dtype, shape: tuple[int
     Models are called with the same name, dtype and shape again and again: this is all the work on a
     request that does not depend on the values, done once.
     """
-    entry = _plain_entry(name, dtype, shape, None)
-    before = _spec_field(1, model_spec)
+    entry = plain_input_head(name, dtype, shape, None)
+    before = model_spec_field(1, model_spec)
     # Too large a request is left to the general path, which says so.
     return None if entry is None or len(before) + entry[1] > MAX_MESSAGE_BYTES else before + entry[0]
 
 
 @lru_cache(maxsize=1024)
-def _plain_entry(
-    name: str, dtype: np.dtype, shape: tuple[int, ...], data_type: int | None
+def plain_input_head(
+    name: str, dtype: np.dtype, shape: tuple[int, ...], data_type: int | None = None
 ) -> tuple[bytes, int] | None:
-    """What precedes the tensor's data in an input, and the size of both; None if not `_is_plain`."""
+    """What precedes the memory of a C-contiguous array in a PredictRequest, in which it is an input.
+
+    Args:
+        name: of the input.
+        dtype: of the array.
+        shape: of the array.
+        data_type: the type to send other than what the dtype says (see `encode_tensor`).
+
+    Returns:
+        The bytes, and the size in bytes of them and the array together; None if the array's memory is not
+        what the wire wants (strings, other byte orders, dtypes that numpy lacks or TensorFlow does not know).
+    """
     try:
         info = _sent_as(dtype, data_type)
     except UnsupportedTypeError:
@@ -417,7 +440,8 @@ def _entry_header(tag: int, name: str, tensor_size: int) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _spec_field(number: int, model_spec: bytes) -> bytes:
+def model_spec_field(number: int, model_spec: bytes) -> bytes:
+    """The ModelSpec of that body as field `number`: 1 of a PredictRequest, 2 of a PredictResponse."""
     return delimited(number, model_spec)
 
 
@@ -471,6 +495,11 @@ def decode_predict_response(data: bytes) -> tuple[dict[str, np.ndarray], bytes]:
         DecodeError: the bytes are no PredictResponse, or hold a tensor that the C++ runtime refuses.
         UnsupportedTypeError: a tensor's type has no numpy counterpart, or needs `ml_dtypes`.
     """
+    return _predict_response(data, None)
+
+
+def _predict_response(data: bytes, places: list[_Place] | None) -> tuple[dict[str, np.ndarray], bytes]:
+    """As `decode_predict_response`; adds to `places` where the values of each output are."""
     tensors: dict[str, tuple[bytes, int, int]] = {}
     spec: bytes | bytearray | None = None
     for tag, start, stop in fields(data, 0, len(data)):
@@ -482,11 +511,158 @@ def decode_predict_response(data: bytes) -> tuple[dict[str, np.ndarray], bytes]:
     outputs: dict[str, np.ndarray] = {}
     # Not before all is read: of a name met twice only the last tensor counts, the first may be anything.
     for name, (body, start, stop) in tensors.items():
+        values: list[_Values] | None = None if places is None else []
         try:
-            outputs[name] = _tensor(body, start, stop)
+            outputs[name] = _tensor(body, start, stop, places=values)
         except (DecodeError, UnsupportedTypeError) as error:
             raise type(error)(f"output {name!r}: {error}") from None
+        if places is not None:
+            # A tensor in several parts was put together in a buffer of its own: it has no place in `data`.
+            places.append(_Place(name, start, stop, values[0] if values else None, body is data))
     return outputs, bytes(spec or b"")
+
+
+#: How values are read that are no view, where they stop, and how many elements the tensor has.
+_Read: TypeAlias = "tuple[_Reader, int, int]"
+_Reader: TypeAlias = "Callable[[Buffer, int, int, tuple[int, ...], int], np.ndarray]"
+
+
+class _Values(NamedTuple):
+    """The one field that holds a tensor's values, and how they are read."""
+
+    read: _Reader
+    #: The dtype, if the bytes are the array's memory as they stand, else None.
+    view: np.dtype | None
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    elements: int
+
+
+class _Place(NamedTuple):
+    """Where an output is in a response."""
+
+    name: str
+    #: Range of the TensorProto.
+    start: int
+    stop: int
+    #: Its values; None if they are not all in one place.
+    values: _Values | None
+    in_place: bool
+
+
+class _Layout(NamedTuple):
+    """What responses have in common that differ in nothing but the values of tensors."""
+
+    #: Ranges and what is in them: every byte that is not in `outputs`.
+    fixed: tuple[tuple[int, int, bytes], ...]
+    #: Of each output its name, dtype, shape and where its values start; and if they are no view, `_Read`.
+    outputs: tuple[tuple[str, np.dtype | None, tuple[int, ...], int, _Read | None], ...]
+    model_spec: bytes
+
+
+class ResponseDecoder:
+    """Decodes the PredictResponses of one model: as `decode_predict_response`, faster where they repeat.
+
+    A model answers with the same outputs, dtypes and shapes again and again, so that most of a response's
+    bytes are those of one before. They are compared, each of them, with what was parsed then; if they are
+    the same, so is where the values lie, and just these are read. Every other response is parsed in full.
+
+    For one thread at a time. Keeps the layouts of at most 256 lengths of responses, four of each length,
+    of about 2 KB each at most; never a response.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        #: By length: how many responses of it were of no known layout; and the layouts, the newest first.
+        self._known: dict[int, tuple[int, tuple[_Layout, ...]]] = {}
+
+    def __repr__(self) -> str:
+        layouts = sum(len(layouts) for _, layouts in self._known.values())
+        return f"<ResponseDecoder of {layouts} layouts>"
+
+    def decode(self, data: bytes) -> tuple[dict[str, np.ndarray], bytes]:
+        """The outputs of a PredictResponse, in the order on the wire, and the body of its ModelSpec.
+
+        The arrays are read-only and may be views on `data`. The body is empty when there is no ModelSpec.
+
+        Raises:
+            DecodeError: the bytes are no PredictResponse, or hold a tensor that the C++ runtime refuses.
+            UnsupportedTypeError: a tensor's type has no numpy counterpart, or needs `ml_dtypes`.
+        """
+        known = self._known.get(len(data))
+        if known is None:
+            if len(self._known) >= _LENGTHS:
+                self._known.clear()  # those in use are back after two responses each
+            self._known[len(data)] = 1, ()
+            return _predict_response(data, None)
+        for fixed, places, model_spec in known[1]:
+            for start, stop, octets in fixed:
+                if data[start:stop] != octets:
+                    break
+            else:
+                outputs = {}
+                try:
+                    for name, dtype, shape, begin, values in places:
+                        if values is None:
+                            outputs[name] = _ndarray(shape, dtype, data, begin)
+                        else:
+                            read, end, count = values
+                            outputs[name] = read(data, begin, end, shape, count)
+                except (DecodeError, UnsupportedTypeError, ValueError):
+                    break  # the full parser finds it, too, and says in which output
+                return outputs, model_spec
+        return self._decode_unknown(data, *known)
+
+    def _decode_unknown(
+        self, data: bytes, misses: int, layouts: tuple[_Layout, ...]
+    ) -> tuple[dict[str, np.ndarray], bytes]:
+        misses += 1
+        if misses % _LEARN_EVERY != 2:
+            self._known[len(data)] = misses, layouts
+            return _predict_response(data, None)
+        places: list[_Place] = []
+        outputs, model_spec = _predict_response(data, places)
+        layout = _layout(data, places, model_spec)
+        if layout is not None:
+            layouts = layout, *layouts[: _LAYOUTS - 1]
+        self._known[len(data)] = misses, layouts
+        return outputs, model_spec
+
+
+def _layout(data: bytes, places: list[_Place], model_spec: bytes) -> _Layout | None:
+    """The layout of a response that was parsed just now; None if it is not worth keeping."""
+    outputs: list[tuple[str, np.dtype | None, tuple[int, ...], int, _Read | None]] = []
+    variable: list[tuple[int, int]] = []
+    for place in places:
+        if not place.in_place:
+            return None
+        values = place.values
+        if values is None:
+            # Nothing but the range is taken as given, and the tensor parsed as ever.
+            values = _Values(_read_tensor, None, place.start, place.stop, (), 0)
+        # Compared are the dtype, the shape and all tags and lengths, the one before the values among them.
+        variable.append((values.start, values.stop))
+        rest = None if values.view is not None else (values.read, values.stop, values.elements)
+        outputs.append((place.name, values.view, values.shape, values.start, rest))
+    fixed: list[tuple[int, int, bytes]] = []
+    position = 0
+    size = 0
+    # In the order of the wire, which is not that of `places` where a name was met twice.
+    for start, stop in [*sorted(variable), (len(data), len(data))]:
+        if start > position:
+            size += start - position
+            if size > _LAYOUT_BYTES:
+                return None
+            fixed.append((position, start, data[position:start]))
+        position = stop
+    return _Layout(tuple(fixed), tuple(outputs), model_spec)
+
+
+def _read_tensor(data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int) -> np.ndarray:
+    """The tensor that is ``data[start:stop]``, whatever its shape."""
+    return _tensor(data, start, stop)
 
 
 def decode_predict_request(data: bytes) -> PredictRequestParts:
@@ -549,8 +725,23 @@ def _merged(found: bytes | bytearray | None, body: Buffer) -> bytes | bytearray:
     return found
 
 
-def _tensor(data: Buffer, start: int, stop: int, strings: list[bytes] | None = None) -> np.ndarray:
-    """The array of the TensorProto in ``data[start:stop]``; `strings`: its values, taken out before."""
+def _tensor(
+    data: Buffer,
+    start: int,
+    stop: int,
+    strings: list[bytes] | None = None,
+    places: list[_Values] | None = None,
+) -> np.ndarray:
+    """The array of the TensorProto in ``data[start:stop]``.
+
+    Args:
+        data: holds it.
+        start: of it.
+        stop: of it.
+        strings: its values, taken out before.
+        places: to add to where the values are, if they are in one field whose inside does not say how
+            anything else is read.
+    """
     number = 0
     shape_body: bytes | bytearray | None = None
     content_start = content_stop = 0
@@ -588,6 +779,11 @@ def _tensor(data: Buffer, start: int, stop: int, strings: list[bytes] | None = N
         if count == 0:
             return _read_only(np.empty(shape, converter.dtype))
         if content_start < content_stop:
+            if places is not None:
+                view = converter.content_view
+                places.append(
+                    _Values(converter.from_content, view, content_start, content_stop, shape, count)
+                )
             return converter.from_content(data, content_start, content_stop, shape, count)
         if isinstance(converter, _Strings):
             return _filled(converter.array((strings or collected)[:count]), shape, count)
@@ -595,6 +791,9 @@ def _tensor(data: Buffer, start: int, stop: int, strings: list[bytes] | None = N
             data = _gathered(data, start, stop, converter)
             return converter.from_values(data, 0, len(data), shape, count)
         first, last = spans.get(converter.packed_tag, (0, 0))
+        if places is not None and first < last:
+            view = converter.packed_view(last - first, count)
+            places.append(_Values(converter.from_values, view, first, last, shape, count))
         return converter.from_values(data, first, last, shape, count)
     except ValueError as error:
         if isinstance(error, DecodeError):
@@ -712,6 +911,20 @@ class _Converter:
         dtype = numpy_dtype(self.info.data_type)
         return dtype if self.info.extended else dtype.newbyteorder("<")
 
+    @property
+    def content_view(self) -> np.dtype | None:
+        """The dtype of arrays whose memory any `tensor_content` of the right size is; None if not any."""
+        return self.dtype
+
+    def packed_view(self, size: int, count: int) -> np.dtype | None:
+        """The dtype of arrays whose memory any packed field of `size` bytes is; None if not any.
+
+        Args:
+            size: bytes in the field.
+            count: elements of the array.
+        """
+        return None
+
     def from_content(
         self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
     ) -> np.ndarray:
@@ -747,6 +960,9 @@ class _Fixed(_Converter):
         self.wire_type = FIXED32 if self.width == 4 else FIXED64
         super().__init__(info)
 
+    def packed_view(self, size: int, count: int) -> np.dtype | None:
+        return self.dtype if size // self.info.item_size >= count else None
+
     def from_values(
         self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
     ) -> np.ndarray:
@@ -775,10 +991,18 @@ class _Integers(_Converter):
     """Integers as varints. Bits beyond the type's own are dropped, as by a cast in C++."""
 
     wire_type = VARINT
+    #: Whether a varint below 128 with zeros after it is the element's memory.
+    widens = True
 
     def from_values(
         self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
     ) -> np.ndarray:
+        if stop - start == 1 == count and self.widens and data[start] < 0x80:
+            # One class id, one version: a third of the time.
+            array: np.ndarray = np.ndarray(
+                shape, self.dtype, data[start].to_bytes(self.info.item_size, "little")
+            )
+            return array
         values = self.convert(
             _varints(data, start, stop, self.info.field, count),
             numpy_dtype(self.info.data_type),
@@ -798,6 +1022,12 @@ class _Integers(_Converter):
 
 
 class _Bools(_Integers):
+    widens = False
+
+    @property
+    def content_view(self) -> np.dtype | None:
+        return None
+
     def from_content(
         self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
     ) -> np.ndarray:
@@ -814,6 +1044,8 @@ class _Bools(_Integers):
 class _Halves(_Integers):
     """16-bit floats: each one's bit pattern as an integer."""
 
+    widens = False
+
     def convert(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return values.astype(np.uint16).view(dtype)
 
@@ -823,6 +1055,8 @@ class _Halves(_Integers):
 
 class _Narrow(_Integers):
     """Integers of less than a byte, of which every byte holds one."""
+
+    widens = False
 
     def __init__(self, info: TypeInfo) -> None:
         super().__init__(info)
@@ -842,6 +1076,10 @@ class _Narrow(_Integers):
 
 class _Strings(_Converter):
     """Strings: one field each, or in `tensor_content` all their lengths and then all their bytes."""
+
+    @property
+    def content_view(self) -> np.dtype | None:
+        return None
 
     def from_content(
         self, data: Buffer, start: int, stop: int, shape: tuple[int, ...], count: int
@@ -1029,7 +1267,7 @@ def _utf8(data: Buffer, start: int, stop: int) -> str:
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False
+    array.setflags(write=False)
     return array
 
 
