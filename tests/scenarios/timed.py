@@ -7,7 +7,6 @@ All of them give back ``x``; the time is slept, not computed, so one small machi
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from aioserving.testing import CallableServable, ServerProcess
-from aioserving.testing.faults import failing, slow
+from aioserving.testing.faults import failing
 
-__all__ = ["INPUTS", "ROOT", "fifth_fails", "gate", "process", "quick", "spread", "spread_with_outliers"]
+__all__ = ["INPUTS", "ROOT", "fifth_fails", "gate", "process", "quick"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,31 +54,6 @@ def fifth_fails() -> CallableServable:
         return x
 
     return _servable(failing(run, share=0.2, seed=3))
-
-
-async def _spread(x: Any, generator: random.Random) -> Any:
-    await asyncio.sleep(0.03 * generator.lognormvariate(0, 0.3))
-    return x
-
-
-def spread() -> CallableServable:
-    """A healthy model: 30 ms in the middle, nine of ten calls within 20 to 50."""
-    generator = random.Random(os.getpid())
-
-    async def run(x: Any) -> Any:
-        return await _spread(x, generator)
-
-    return _servable(run)
-
-
-def spread_with_outliers() -> CallableServable:
-    """As `spread`, but 15 % of the calls take ten times as long: 5 % of all where it is one of three."""
-    generator = random.Random(5)
-
-    async def run(x: Any) -> Any:
-        return await _spread(x, generator)
-
-    return _servable(slow(run, 0.27, share=0.15, seed=6))
 
 
 def gate() -> CallableServable:
