@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from aioserving import _proto
+from aioserving import _proto, codec
+from aioserving.codec import encode_model_spec, encode_predict_request
 from aioserving.dtypes import DataType
-from aioserving.errors import DecodeError, InvalidInputError, SignatureNotFoundError
-from aioserving.signature import ModelMetadata, Signature, TensorSpec
+from aioserving.errors import (
+    DecodeError,
+    InvalidInputError,
+    MessageTooLargeError,
+    ServingError,
+    SignatureNotFoundError,
+)
+from aioserving.signature import ModelMetadata, RequestEncoder, Signature, TensorSpec
 
 
 def spec(
@@ -338,3 +348,136 @@ def test_example_inputs() -> None:
     assert all(signature.inputs[name].fits(array.shape) for name, array in arrays.items())
     with pytest.raises(ValueError, match="batch"):
         signature.example_inputs(batch=-1)
+
+
+# ------------------------------------------------------------------ requests that repeat
+
+SPEC = encode_model_spec("digits", signature_name="serving_default")
+#: Signatures of every kind: one input, several, with a default, strings, any shape, none at all.
+SIGNATURES = {
+    "one": IMAGES,
+    "two": signature(spec("a"), spec("b", DataType.DT_INT64, (-1,))),
+    "default": signature(spec("a"), spec("b", default=np.zeros((1, 3), np.float32))),
+    "strings": signature(spec("a", DataType.DT_STRING, (-1,))),
+    "any": signature(spec("a", DataType.DT_BOOL, None)),
+    "half": signature(spec("a", DataType.DT_HALF, (2, -1))),
+    "quantized": signature(spec("a", DataType.DT_QINT8, (-1,))),
+    "sparse": signature(spec("a", kind="sparse")),
+    "none": signature(),
+}
+ARRAYS: list[Any] = [
+    np.zeros((2, 784), np.float32),
+    np.ones((2, 784), np.float32),
+    np.ones((3, 784), np.float32),
+    np.ones((784, 2), np.float32).T,
+    np.ones((2, 784), ">f4"),
+    np.ones((2, 784)),
+    np.ones((2, 783), np.float32),
+    np.ones((2, 784), np.float32).view(np.memmap),
+    np.ma.masked_array(np.ones((2, 784), np.float32), mask=False),
+    np.ones((2, 3), np.float32),
+    np.ones((0, 3), np.float32),
+    np.full((2, 3), 1e300),
+    np.ones((2, 4), np.float16),
+    np.arange(4),
+    np.arange(4)[::2],
+    np.arange(4, dtype=np.int8),
+    np.array([True, False]),
+    np.array(True),
+    np.array([b"x", "y"], object),
+    np.array([b"x", None], object),
+    np.array(["x", "yy"]),
+    np.array(["2020-01-01"], "M8[D]"),
+    np.float32(1),
+    [[1, 2, 3]],
+    [1, 2],
+    "text",
+    None,
+]
+FILTERS: list[Sequence[str]] = [(), ["scores"], ("scores", "classes"), ["score"], ["scores", "scores"]]
+
+
+def requested(encode: Callable[[], bytes]) -> bytes | tuple[type, str]:
+    """The bytes, or the error and its text."""
+    try:
+        return encode()
+    except ServingError as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("kind", sorted(SIGNATURES))
+@given(st.data())
+@settings(deadline=None)
+def test_what_was_encoded_before_changes_no_request(kind: str, data: st.DataObject) -> None:
+    """An encoder gives the bytes and the errors of checking and encoding anew, whatever came before."""
+    called = SIGNATURES[kind]
+    encoder = RequestEncoder(called, SPEC)
+    names = [*called.inputs, "other"]
+    given_inputs = st.sampled_from(ARRAYS) | st.dictionaries(
+        st.sampled_from(names), st.sampled_from(ARRAYS), max_size=3
+    )
+    # The same few again and again, so that most are known already.
+    some = data.draw(st.lists(st.tuples(given_inputs, st.sampled_from(FILTERS)), min_size=1, max_size=5))
+    for inputs, names_wanted in data.draw(st.lists(st.sampled_from(some), min_size=5, max_size=30)):
+
+        def anew(inputs: Any = inputs, output_filter: Sequence[str] = names_wanted) -> bytes:
+            arrays = called.prepare(inputs)
+            called.check_outputs(output_filter)
+            return encode_predict_request(arrays, model_spec=SPEC, output_filter=output_filter)
+
+        assert requested(lambda: encoder.encode(inputs, names_wanted)) == requested(anew)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda array: array, lambda array: {"images": array}], ids=["alone", "dict"]
+)
+@pytest.mark.parametrize("output_filter", [(), ["scores"]], ids=["all", "filter"])
+def test_a_known_kind_of_input_is_not_checked_again(
+    monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Any], Any], output_filter: Sequence[str]
+) -> None:
+    """Arrays of a dtype and shape that were sent before need no look at the signature, and travel afresh."""
+    encoder = RequestEncoder(IMAGES, SPEC)
+    images = np.ones((2, 784), np.float32)
+    encoder.encode(wrap(images), output_filter)
+    monkeypatch.setattr(Signature, "prepare", None)
+    images *= 2
+    request = encoder.encode(wrap(images), output_filter)
+    assert request == encode_predict_request({"images": images}, model_spec=SPEC, output_filter=output_filter)
+    assert repr(encoder) == "<RequestEncoder for digits/serving_default, 1 kinds of inputs known>"
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda array: array, lambda array: {"images": array}], ids=["alone", "dict"]
+)
+def test_too_large_a_request_is_refused_each_time(
+    monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Any], Any]
+) -> None:
+    """The limit of a message holds for inputs that are known, too, and for what an output filter adds."""
+    monkeypatch.setattr(codec, "MAX_MESSAGE_BYTES", 7000)
+    monkeypatch.setattr("aioserving.signature.MAX_MESSAGE_BYTES", 7000)
+    encoder = RequestEncoder(IMAGES, SPEC)
+    for _ in range(3):
+        with pytest.raises(MessageTooLargeError):
+            encoder.encode(wrap(np.ones((3, 784), np.float32)))
+        assert encoder.encode(wrap(np.ones((2, 784), np.float32)))
+    room = 7000 - len(encoder.encode(wrap(np.ones((2, 784), np.float32))))
+    name = "s" * (room + 1)
+    wide = RequestEncoder(
+        Signature("serving_default", IMAGES.inputs, {name: spec(name)}, model="digits"), SPEC
+    )
+    for _ in range(3):
+        assert wide.encode(wrap(np.ones((1, 784), np.float32)), [name])
+        with pytest.raises(MessageTooLargeError):
+            wide.encode(wrap(np.ones((2, 784), np.float32)), [name])
+        assert wide.encode(wrap(np.ones((2, 784), np.float32)))
+
+
+def test_what_an_encoder_keeps_is_bounded() -> None:
+    """Batches of any number of sizes leave a bounded memory behind."""
+    encoder = RequestEncoder(signature(spec("a")), SPEC)
+    for size in range(3000):
+        array = np.zeros((size, 3), np.float32)
+        encoder.encode(array)
+        encoder.encode({"a": array})
+    assert 1 <= len(encoder._heads) <= 1024
+    assert 1 <= len(encoder._alone) <= 1024
