@@ -234,8 +234,10 @@ class Endpoint(Load):
             unopened = connection.transport is None and connection.index > 0
             if unopened:
                 in_flight = max(in_flight, options.open_another_at)
-            if best is None or in_flight < fewest or (unopened and in_flight == fewest):
+            if best is None or in_flight < fewest:
                 best, fewest = connection, in_flight
+            elif unopened and in_flight == fewest and best.transport is not None:
+                best = connection
         return best
 
     def replace(self, connection: Connection) -> None:
