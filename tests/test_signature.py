@@ -481,3 +481,16 @@ def test_what_an_encoder_keeps_is_bounded() -> None:
         encoder.encode({"a": array})
     assert 1 <= len(encoder._heads) <= 1024
     assert 1 <= len(encoder._alone) <= 1024
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda array: array, lambda array: {"images": array}], ids=["alone", "dict"]
+)
+def test_a_known_kind_of_input_may_lie_otherwise_in_memory(wrap: Callable[[Any], Any]) -> None:
+    """An array whose memory is not in C order is sent in C order, also where such a shape is known."""
+    encoder = RequestEncoder(IMAGES, SPEC)
+    images = np.arange(2 * 784, dtype=np.float32).reshape(2, 784)
+    request = encoder.encode(wrap(images))
+    assert encoder.encode(wrap(np.asfortranarray(images))) == request
+    assert encoder.encode(wrap(np.repeat(images, 2, axis=1)[:, ::2])) == request
+    assert encoder.encode(wrap(images.astype(">f4"))) == request
