@@ -1,6 +1,5 @@
 """Models that take their time, for server processes: ``NAME=tests.scenarios.timed:ATTRIBUTE``.
 
-Every attribute is a function, so that the semaphores and event loops are those of the process that serves.
 All of them give back ``x``; the time is slept, not computed, so one small machine can play a fleet.
 """
 
@@ -8,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 #: What every model here takes.
 INPUTS = {"x": np.ones(16, np.float32)}
+
+#: What the gates of a process work in.
+_ROOM = threading.Semaphore(4)
 
 
 def process(**options: Any) -> ServerProcess:
@@ -57,14 +61,11 @@ def fifth_fails() -> CallableServable:
 
 
 def gate() -> CallableServable:
-    """Works on 4 calls at a time for 20 ms each, 200 calls a second; whatever is more waits in line."""
-    room: asyncio.Semaphore | None = None
+    """Works on 4 calls at a time for 20 ms each, 200 calls a second together with every other gate."""
 
-    async def run(x: Any) -> Any:
-        nonlocal room
-        room = room or asyncio.Semaphore(4)
-        async with room:
-            await asyncio.sleep(0.02)
+    def run(x: Any) -> Any:
+        with _ROOM:
+            time.sleep(0.02)
         return x
 
     return _servable(run)
