@@ -20,7 +20,7 @@ import sys
 from harness import HERE, RESULTS, Options, Report, machine
 
 #: Benchmarks that make a `Report`, in the order in which they run.
-REPORTING = ("import", "cold_start", "predict", "blocking", "connections", "balancing", "peers")
+REPORTING = ("import", "cold_start", "predict", "resilience", "blocking", "connections", "balancing", "peers")
 #: Benchmarks with a `main` of their own, which print a table and give 1 if they missed a goal.
 PRINTING = tuple(
     sorted({path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py")} - set(REPORTING))

@@ -88,6 +88,10 @@ class Client:
             latencies.append(clock() - start)
 
 
+#: What calls carry that have to say whose they are.
+TOKEN = (("authorization", "Bearer a-token-that-is-sent-along"),)
+
+
 class BlockingClient(Client):
     """Turns over threads; one thread is the process's first one."""
 
@@ -151,6 +155,16 @@ class GrpcAio(Client):
 
     async def close(self) -> None:
         await self.channel.close()
+
+
+class GrpcAioToken(GrpcAio):
+    """The floor for a client that has to say who it is."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        await super().open()
+        request = request_of(self.settings)
+        function: Any = self.channel.unary_unary(PREDICT)
+        return lambda: function(request, timeout=TIMEOUT, metadata=TOKEN)
 
 
 class GrpcAioNoDeadline(GrpcAio):
@@ -234,6 +248,41 @@ class PredictBound(Predict):
         self.client = self.make_client()
         model = self.client.model("m")
         return lambda: model.predict({"x": array})
+
+
+class PredictFleet(PredictBound):
+    """`predict` with a token, and two endpoints, which are two names of one server."""
+
+    def targets(self) -> list[str]:
+        return [self.target, self.target.replace("127.0.0.1", "localhost")]
+
+    def make_client(self) -> Any:
+        import aioserving
+
+        options = grpc_options(self.settings)
+        return aioserving.AsyncClient(
+            self.targets(), timeout=TIMEOUT, channel_options=options, metadata=TOKEN
+        )
+
+
+class PredictEverything(PredictFleet):
+    """The same with all that can be switched on: hedging, limits, credentials, observers.
+
+    The hedge's delay is one that no call reaches: what is measured is the machinery, not further calls.
+    """
+
+    def make_client(self) -> Any:
+        import aioserving
+
+        return aioserving.AsyncClient(
+            self.targets(),
+            timeout=TIMEOUT,
+            channel_options=grpc_options(self.settings),
+            hedging=aioserving.HedgingPolicy(delay=1.0),
+            pool=aioserving.PoolOptions(max_in_flight=aioserving.AdaptiveLimit(initial=200)),
+            credentials=aioserving.Headers(dict(TOKEN), allow_plaintext=True),
+            observers=[lambda event: None],
+        )
 
 
 class PredictUnchecked(Predict):
@@ -327,6 +376,7 @@ class RecipeBlocking(BlockingClient):
 
 CLIENTS: dict[str, type[Client]] = {
     "grpc.aio": GrpcAio,
+    "grpc.aio, token": GrpcAioToken,
     "grpc.aio, no deadline": GrpcAioNoDeadline,
     "grpc.aio, malloc tuned": GrpcAioTuned,
     "grpc.aio, own options": GrpcAioOwnOptions,
@@ -335,6 +385,8 @@ CLIENTS: dict[str, type[Client]] = {
     "predict": Predict,
     "predict, bound": PredictBound,
     "predict, validate=False": PredictUnchecked,
+    "predict, fleet": PredictFleet,
+    "predict, everything": PredictEverything,
     "predict, blocking": PredictBlocking,
     "recipe, grpc.aio": RecipeAio,
     "recipe, blocking": RecipeBlocking,
