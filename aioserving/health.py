@@ -266,7 +266,7 @@ def find_outliers(
             found.append((1 + share, index, reason))
         elif latency is not None and usual_latency and latency >= usual_latency * options.latency_factor:
             reason = f"its latency is {latency * 1e3:.3g} ms, {usual_latency * 1e3:.3g} ms are usual"
-            found.append((usual_latency / latency, index, reason))
+            found.append((1 - usual_latency / latency, index, reason))
     return [(index, reason) for _, index, reason in sorted(found, reverse=True)]
 
 
