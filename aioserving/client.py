@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import socket
 import sys
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +18,7 @@ import numpy as np
 
 from aioserving import errors
 from aioserving._types import DEFAULT, Array, Inputs, Metadata, Timeout
-from aioserving.balancing import BalancingOptions
+from aioserving.balancing import BalancingOptions, subset
 from aioserving.calls import Answer, Calls, ModelRecord, ModelStats
 from aioserving.circuit import CircuitOptions
 from aioserving.codec import (
@@ -262,10 +262,15 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._generation = -1
         told = Observers(observers)
+        #: Every endpoint that is known, in use or not, by address.
+        self._fleet = {target.address: target for target in self._targets if not target.to_resolve}
+        options = pool or PoolOptions()
+        self._subset = options.subset
+        self._subset_id = options.subset_id or f"{socket.gethostname()}-{os.getpid()}-{os.urandom(8).hex()}"
         self._pool = Pool(
-            [target for target in self._targets if not target.to_resolve],
+            self._wanted(),
             self._open_transport,
-            options=pool,
+            options=options,
             balancer=balancing,
             health=health,
             observers=told,
@@ -284,7 +289,7 @@ class AsyncClient:
         self._monitor = watch(self._pool, self._has_model, self._renew_connections)
         self._resolver: Resolver | None = None
         if any(target.to_resolve for target in self._targets):
-            self._resolver = Resolver(self._targets, _changes(self._pool), options=resolver)
+            self._resolver = Resolver(self._targets, self._change_fleet, options=resolver)
             self._pool.on_loss = self._resolver.request
         self._asking = ModelRecord("", None)
         self._reloads: Reloads | None = None
@@ -432,7 +437,7 @@ class AsyncClient:
         for target in parsed:
             if target.to_resolve:
                 raise ValueError(f"names are given to the constructor, {target.address!r} is one")
-        self._pool.add(parsed)
+        self._change_fleet(parsed, ())
         self._targets = (*self._targets, *(new for new in parsed if new not in self._targets))
 
     def remove_targets(self, targets: Targets) -> None:
@@ -441,9 +446,31 @@ class AsyncClient:
         Raises:
             ValueError: a target is malformed, or none of this client's.
         """
-        gone = [self._endpoint(target.address).target for target in parse_targets(targets)]
-        self._pool.remove(gone)
-        self._targets = tuple(target for target in self._targets if target.address not in gone)
+        gone = parse_targets(targets)
+        for target in gone:
+            if target.address not in self._fleet:
+                known = ", ".join(self._fleet)
+                raise ValueError(f"target {target.address!r} is none of this client's: {known}")
+        self._change_fleet((), gone)
+        addresses = {target.address for target in gone}
+        self._targets = tuple(target for target in self._targets if target.address not in addresses)
+
+    def _wanted(self) -> list[Target]:
+        """Of the fleet the endpoints that this client is to use."""
+        if self._subset is None:
+            return list(self._fleet.values())
+        return [self._fleet[address] for address in subset(self._fleet, self._subset_id, self._subset)]
+
+    def _change_fleet(self, added: Sequence[Target], removed: Sequence[Target]) -> None:
+        for target in removed:
+            self._fleet.pop(target.address, None)
+        self._fleet.update((target.address, target) for target in added)
+        wanted = self._wanted()
+        addresses = {target.address for target in wanted}
+        self._pool.remove(
+            [endpoint.target for endpoint in self._pool.endpoints if endpoint.target not in addresses]
+        )
+        self._pool.add(wanted)
 
     def _begin(self, timeout: Timeout) -> float | None:
         """Make sure that the client can be used here and now; gives the deadline of a call that starts."""
@@ -1753,19 +1780,6 @@ def _is_local(target: str) -> bool:
     """Whether a target is on this machine, so that its files may be, too."""
     address = target.rpartition("/")[2] if target.startswith(("dns:", "ipv4:", "ipv6:")) else target
     return target.startswith("unix") or address.startswith(("127.", "localhost:", "[::1]:"))
-
-
-def _changes(pool: Pool) -> Callable[[Sequence[Target], Sequence[Target]], None]:
-    """Tells a pool what a name stands for now, without keeping it alive."""
-    reference = weakref.ref(pool)
-
-    def change(added: Sequence[Target], removed: Sequence[Target]) -> None:
-        found = reference()
-        if found is not None:
-            found.remove([target.address for target in removed])
-            found.add(added)
-
-    return change
 
 
 def _no_loop() -> str:

@@ -80,6 +80,10 @@ class PoolOptions:
     max_in_flight: int | AdaptiveLimit | None = None
     #: Callers that may wait for room, beyond which calls are refused at once.
     max_waiting: int = 10_000
+    #: Endpoints that this client uses of a large fleet, lest everybody connect to everything; None: all.
+    subset: int | None = None
+    #: What tells this client from others, of which each uses another subset; None: host, process and chance.
+    subset_id: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -91,6 +95,8 @@ class PoolOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if self.subset is not None and (not isinstance(self.subset, int) or self.subset < 1):
+            raise ValueError(f"subset must be a whole number of at least 1, or None, got {self.subset!r}")
 
 
 class Connection:

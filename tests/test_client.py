@@ -422,6 +422,24 @@ def test_wait_ready_and_health() -> None:
     run(story())
 
 
+def test_a_client_of_a_large_fleet_uses_a_part_of_it() -> None:
+    """As many endpoints as `subset` says; when one of them goes, another takes its place."""
+    fleet = [f"10.0.0.{number}:8500" for number in range(1, 101)]
+    client = AsyncClient(fleet, pool=PoolOptions(subset=5, subset_id="me"))
+    used = [endpoint.target for endpoint in client.stats().endpoints]
+    assert len(used) == 5
+    again = AsyncClient(list(reversed(fleet)), pool=PoolOptions(subset=5, subset_id="me"))
+    assert [endpoint.target for endpoint in again.stats().endpoints] == used
+    client.remove_targets(used[0])
+    after = [endpoint.target for endpoint in client.stats().endpoints]
+    assert len(after) == 5
+    assert set(used[1:]) < set(after)
+    client.add_targets(used[0])
+    assert {endpoint.target for endpoint in client.stats().endpoints} == set(used)
+    others = [AsyncClient(fleet, pool=PoolOptions(subset=5)) for _ in range(20)]
+    assert len({endpoint.target for other in others for endpoint in other.stats().endpoints}) > 30
+
+
 def test_stats_tell_of_endpoints_and_models() -> None:
     """Counts and latencies, printed for people."""
 
