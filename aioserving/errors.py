@@ -124,6 +124,8 @@ class RPCError(ServingError):
         gave_up: why it was not sent again, if that may be asked; else empty.
         pushback: seconds after which the server asked to try again, negative for never; None if it
             said nothing.
+        withdrawn: whether the client itself ended the last attempt, because its connection had fallen
+            silent.
     """
 
     #: The code of errors of this class that do not say otherwise.
@@ -147,11 +149,13 @@ class RPCError(ServingError):
         self.attempts: tuple[Attempt, ...] = ()
         self.gave_up = ""
         self.pushback: float | None = None
+        self.withdrawn = False
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive Exception's own pickling.
         given = (type(self), self.details, self.code, self.model, self.endpoint, self.method)
-        return _rebuild, given, {name: getattr(self, name) for name in ("attempts", "gave_up", "pushback")}
+        kept = ("attempts", "gave_up", "pushback", "withdrawn")
+        return _rebuild, given, {name: getattr(self, name) for name in kept}
 
     def __str__(self) -> str:
         where = " ".join(

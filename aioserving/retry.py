@@ -341,6 +341,8 @@ def decide(
 ) -> Decision:
     """Whether the call gets another attempt; if so, its token is taken from `budget`.
 
+    The attempt that replaces one which this side has withdrawn (`RPCError.withdrawn`) costs nothing.
+
     Args:
         policy: the settings.
         error: what the last attempt ended with.
@@ -391,7 +393,9 @@ def decide(
             f"no time left: the next attempt would start after {delay:.3f} s, "
             + (f"the deadline is in {remaining:.3f} s" if remaining > 0 else "the deadline has passed")
         )
-    if not budget.try_withdraw(now):
+    # An attempt that this side has ended is replaced, not added to; and all of a connection's are ended
+    # together, more than a budget can pay for.
+    if not error.withdrawn and not budget.try_withdraw(now):
         return GiveUp(
             f"the retry budget is empty: too many calls failed lately, and retries are kept to "
             f"{budget.ratio:.0%} of all calls"

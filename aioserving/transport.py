@@ -337,9 +337,10 @@ class Transport:
         if slot is not None and slot.superseded:
             return errors.CancelledError("another attempt had answered", endpoint=self.target)
         if self._given_up:
-            return errors.UnavailableError(
-                self._given_up, endpoint=self.target, method=method.rpartition("/")[2]
-            )
+            short = method.rpartition("/")[2]
+            withdrawn = errors.UnavailableError(self._given_up, endpoint=self.target, method=short)
+            withdrawn.withdrawn = True
+            return withdrawn
         return errors.ClientClosedError("the client was closed while the call was under way")
 
     def _unary_unary(self, method: str) -> Callable[..., Any]:

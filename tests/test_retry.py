@@ -55,6 +55,16 @@ def judge(error: errors.RPCError, policy: RetryPolicy = POLICY, **changed: Any) 
 # --- what is retried
 
 
+def test_what_replaces_a_withdrawn_attempt_costs_nothing() -> None:
+    """All calls on a silent connection are withdrawn together; no budget could pay for as many."""
+    withdrawn = failure("UNAVAILABLE", "given up")
+    withdrawn.withdrawn = True
+    budget = RetryBudget(0, 0)
+    assert isinstance(judge(withdrawn, elsewhere=True, budget=budget), Retry)
+    assert isinstance(judge(withdrawn, attempt=POLICY.max_attempts, budget=budget), GiveUp)
+    assert isinstance(judge(failure("UNAVAILABLE", "given up"), elsewhere=True, budget=budget), GiveUp)
+
+
 @pytest.mark.parametrize(
     ("code", "details"),
     [
