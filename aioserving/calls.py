@@ -475,9 +475,9 @@ class Calls:
     def _ended(
         self, record: ModelRecord, method: str, code: str, begun: float, attempts: Sequence[Attempt]
     ) -> None:
-        from aioserving.events import CallEnded
-
         if self._observers:
+            from aioserving.events import CallEnded
+
             seconds = self.clock() - begun
             self._observers.emit(CallEnded(record.model, _short(method), code, seconds, tuple(attempts)))
 
@@ -618,9 +618,14 @@ class _Race:
             return
         if connection is None:
             return
-        if connection.endpoint in elsewhere or not self._hedging.try_hedge(now):
+        if (
+            connection.endpoint in elsewhere
+            or not calls._budget.affords(now)
+            or not self._hedging.try_hedge(now)
+        ):
             pool.release(connection)
             return
+        calls._budget.try_withdraw(now)  # hedges and retries together are what may come on top of the calls
         targets = (first.target, connection.endpoint.target)
         calls._observers.emit(
             CallHedged(

@@ -41,6 +41,8 @@ class Event:
 
     #: The level of its log line, as in `logging`.
     level: ClassVar[int] = logging.INFO
+    #: Whether it has one.
+    logged: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +185,10 @@ class CallRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallEnded(Event):
-    """A call is over. Made only for observers, one for each call."""
+    """A call is over. Made only for observers, one for each call, and not logged."""
 
     level: ClassVar[int] = logging.DEBUG
+    logged: ClassVar[bool] = False
 
     model: str | None
     method: str

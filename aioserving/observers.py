@@ -39,17 +39,10 @@ class Observers:
 
     def emit(self, event: Event) -> None:
         """Log an event and tell it to everybody."""
-        level = event.level
-        if self._logs(event) and logger.isEnabledFor(level):
-            logger.log(level, "%s", event)
+        if event.logged and logger.isEnabledFor(event.level):
+            logger.log(event.level, "%s", event)
         for observer in self._observers:
             try:
                 observer(event)
             except Exception:
                 logger.exception("observer %r failed on %r", observer, event)
-
-    @staticmethod
-    def _logs(event: Event) -> bool:
-        from aioserving.events import CallEnded
-
-        return not isinstance(event, CallEnded)
