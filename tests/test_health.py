@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_lost_endpoint_is_probed_at_growing_intervals() -> None:
         if health.probe_due(now):
             due.append(now)
     assert due[0] == pytest.approx(10.1, abs=0.011)
-    gaps = [later - sooner for sooner, later in zip(due, due[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in pairwise(due)]
     assert gaps[:3] == pytest.approx([0.2, 0.4, 0.8], abs=0.02)
     assert all(gap == pytest.approx(1.0, abs=0.02) for gap in gaps[3:])
 
