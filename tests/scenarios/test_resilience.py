@@ -8,7 +8,10 @@ busy the machine is (no call fails, where traffic goes, what is told); and at fu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import socket
+import sys
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
@@ -17,8 +20,14 @@ import pytest
 
 from aioserving import AsyncClient
 from aioserving.balancing import BalancingOptions
+from aioserving.circuit import CircuitOptions
 from aioserving.events import (
+    CircuitClosed,
+    CircuitOpened,
+    ConnectionReplaced,
+    EndpointAdded,
     EndpointEjected,
+    EndpointRemoved,
     EndpointReturned,
     Event,
     ModelFound,
@@ -26,6 +35,9 @@ from aioserving.events import (
 )
 from aioserving.health import HealthOptions
 from aioserving.prediction import PredictResult
+from aioserving.resolver import ResolverOptions
+from aioserving.retry import RetryPolicy
+from aioserving.testing.faults import BlackHole, FaultProxyProcess, HalfOpen
 
 from .load import IMAGES, CountingServer, Load, fleet, until
 
@@ -274,3 +286,293 @@ def test_a_model_unloaded_on_one_server_at_full_rate() -> None:
     """The same at 500 calls a second, again and again."""
     for _ in range(5):
         run(model_unloaded(FULL_RATE, without=3.0))
+
+
+# -- total outage -----------------------------------------------------------------------------------------
+
+
+async def outage(rate: float, kind: str, down: float) -> float:
+    """All three servers are killed, or paused, and come back; gives the seconds until calls succeed again.
+
+    Counted from when the first server is back, while the others are still out.
+    """
+    diary = Diary()
+    async with fleet(3) as servers, client_of(servers, diary) as client:
+        await client.wait_ready("digits", every_endpoint=True)
+        async with predicting(client, rate=rate) as load:
+            await asyncio.sleep(1)
+            stopped = load.mark()
+            for server in servers:
+                server.kill() if kind == "killed" else server.pause()
+            await until(lambda: diary.of(CircuitOpened), within=30)
+            opened = load.mark()
+            await asyncio.sleep(down)
+            ending = load.mark()
+            first, *others = servers
+            await first.astart() if kind == "killed" else first.resume()
+            back = load.mark()
+            await until(lambda: any(call.code == "OK" for call in load.calls(ending)), within=30)
+            await until(lambda: client.health().circuit == "closed", within=30)
+            recovered = load.mark()
+            for server in others:
+                await server.astart() if kind == "killed" else server.resume()
+            await until(lambda: not any_out(client), within=30)
+            await asyncio.sleep(1)
+        falling, out, after = load.calls(stopped, opened), load.calls(opened, ending), load.calls(recovered)
+        answered = min(call.end for call in load.calls(ending) if call.code == "OK")
+        print(f"\n  {kind}: {opened - stopped:.2f} s until the circuit opened: {falling.summary()}")
+        print(f"  during the outage: {out.summary()}, {out.attempts} attempts")
+        print(f"  recovered {answered - back:.3f} s after the first server; then: {after.summary()}")
+        assert not [call for call in load.calls() if call.end < stopped and call.code != "OK"]
+        assert after.failures == {}, after.errors
+        assert len(load.calls()) == load.started
+        # Nobody waits for a server that is not there: the refusal comes before the deadline.
+        assert set(falling.failures) | set(out.failures) == {"UNAVAILABLE"}
+        assert len(out) > out.attempts * 2
+        assert diary.of(CircuitClosed)
+        return answered - back
+
+
+def any_out(client: AsyncClient) -> bool:
+    return not all(endpoint.ok for endpoint in client.health().endpoints)
+
+
+@pytest.mark.parametrize("kind", ["killed", "paused"])
+def test_a_total_outage(kind: str) -> None:
+    """Calls fail at once when nothing answers, instead of at their deadlines, and succeed again after."""
+    run(outage(RATE, kind, down=1.0))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["killed", "paused"])
+def test_a_total_outage_ends_in_time(kind: str) -> None:
+    """At 500 calls a second, calls succeed again within 2 s of the return of the first server."""
+    for down in (2.0, 5.0, 20.0):
+        assert run(outage(FULL_RATE, kind, down)) <= 2
+
+
+async def failing_fleet(rate: float, seconds: float, circuit: CircuitOptions) -> tuple[float, float]:
+    """Every server answers UNAVAILABLE for some time.
+
+    Gives the calls executed there in terms of those made, less what the budget had saved up before, and the
+    seconds until calls succeed again.
+    """
+    diary = Diary()
+    async with fleet(3) as servers, client_of(servers, diary, circuit=circuit) as client:
+        await client.wait_ready("digits", every_endpoint=True)
+        async with predicting(client, rate=rate) as load:
+            await asyncio.sleep(1)
+            budget = RetryPolicy()
+            saved = budget.budget_reserve + budget.budget_ratio * load.started
+            executed, started = sum(server.executed for server in servers), load.started
+            for server in servers:
+                server.fail()
+            await asyncio.sleep(seconds)
+            executed = sum(server.executed for server in servers) - executed
+            started = load.started - started
+            for server in servers:
+                server.fail(False)
+            well = load.mark()
+            await until(lambda: any(call.code == "OK" for call in load.calls(well)), within=30)
+        answered = min(call.end for call in load.calls(well) if call.code == "OK")
+        print(f"\n  {started} calls, {executed} executed: {executed / started:.1%}; {load.calls().summary()}")
+        print(f"  at most {saved:.0f} of them were paid out of what had been saved")
+        print(f"  recovered after {answered - well:.3f} s")
+        assert set(load.failures) == {"UNAVAILABLE"}
+        assert bool(diary.of(CircuitOpened)) is (circuit.threshold < 1000)
+        return (executed - saved) / started, answered - well
+
+
+def test_retries_add_little_load_to_a_fleet_that_fails() -> None:
+    """Retries are 15 % of the calls and what was saved; with a circuit, a fraction of the calls is sent."""
+    load, _ = run(failing_fleet(RATE, 3.0, CircuitOptions(threshold=10**9)))
+    assert 1 < load <= 1.16
+    load, _ = run(failing_fleet(RATE, 3.0, CircuitOptions()))
+    assert load < 0.6
+
+
+@pytest.mark.nightly
+def test_retries_add_little_load_for_long() -> None:
+    """The same at 500 calls a second for half a minute; calls succeed within 2 s of the repair."""
+    load, recovery = run(failing_fleet(FULL_RATE, 30.0, CircuitOptions(threshold=10**9)))
+    assert 1 < load <= 1.16
+    assert recovery <= 2
+    load, recovery = run(failing_fleet(FULL_RATE, 30.0, CircuitOptions()))
+    assert load < 0.1
+    assert recovery <= 2
+
+
+# -- endpoints that come and go ---------------------------------------------------------------------------
+
+
+def is_idle(load: Load, target: str) -> bool:
+    """Whether no call has ended at a target for a tenth of a second, while others have."""
+    recent = load.calls(load.mark() - 0.1)
+    return len(recent) > 0 and target not in recent.by_target()
+
+
+async def come_and_go(rate: float, rounds: int) -> None:
+    """Endpoints are added and removed under load, and servers ended that have been removed."""
+    diary = Diary()
+    async with fleet(3) as servers, client_of(servers[:1], diary) as client:
+        await client.wait_ready("digits")
+        async with predicting(client, rate=rate) as load:
+            for number in range(rounds * 3):
+                old, new = servers[number % 3], servers[(number + 1) % 3]
+                if not new.running:
+                    await new.astart()
+                client.add_targets(new.target)
+                await until(functools.partial(has_executed, new, new.executed + 10), within=30)
+                client.remove_targets(old.target)
+                await until(functools.partial(is_idle, load, old.target), within=30)
+                executed, others = old.executed, new.executed
+                await until(functools.partial(has_executed, new, others + 30), within=30)
+                assert old.executed == executed
+                await old.aterminate()
+        print(f"\n  {load.calls().summary()}")
+        assert load.failures == {}, load.calls().errors
+        assert len(diary.of(EndpointAdded)) == len(diary.of(EndpointRemoved)) == rounds * 3
+        assert not diary.of(EndpointEjected)
+
+
+def test_endpoints_added_and_removed_under_load() -> None:
+    """A new endpoint gets calls, a removed one gets none, and not one call fails."""
+    run(come_and_go(RATE, rounds=1))
+
+
+@pytest.mark.nightly
+def test_endpoints_added_and_removed_for_long() -> None:
+    """The same, 15 times over, at 500 calls a second."""
+    run(come_and_go(FULL_RATE, rounds=15), 110)
+
+
+async def names(rate: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name stands for changing sets of addresses, each of which has a server on the same port."""
+    diary = Diary()
+    addresses = ["127.0.0.2"]
+
+    async def lookup(host: str, port: int, **_: Any) -> list[Any]:
+        assert host == "replicas.test"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+    resolver = ResolverOptions(interval=0.1, min_interval=0.05)
+    async with contextlib.AsyncExitStack() as stack:
+        (first,) = await stack.enter_async_context(fleet(1, testing_host="127.0.0.2"))
+        servers = {"127.0.0.2": first}
+        for host in ("127.0.0.3", "127.0.0.4"):
+            (other,) = await stack.enter_async_context(fleet(1, testing_host=host, port=first.port))
+            servers[host] = other
+        client = AsyncClient(
+            f"dns:///replicas.test:{first.port}",
+            timeout=TIMEOUT,
+            balancing=SHORT_RAMP,
+            health=QUICK,
+            resolver=resolver,
+            observers=[diary],
+        )
+        await stack.enter_async_context(client)
+        await client.wait_ready("digits")
+        async with predicting(client, rate=rate) as load:
+            sets = (["127.0.0.2", "127.0.0.3"], [*servers], ["127.0.0.4"], ["127.0.0.3", "127.0.0.2"])
+            for now in [*sets, ["127.0.0.2"]] * rounds:
+                addresses[:] = now
+                for host in now:
+                    server = servers[host]
+                    await until(functools.partial(has_executed, server, server.executed + 10), within=30)
+                for host, server in servers.items():
+                    if host not in now:
+                        await until(functools.partial(is_idle, load, server.target), within=30)
+                        server.kill()
+                        await server.astart()
+            addresses.clear()  # an empty answer is no reason to be without servers
+            await until(functools.partial(has_executed, first, int(first.executed + rate / 2)), within=30)
+        print(f"\n  {load.calls().summary()}, by server {load.calls().by_target()}")
+        assert load.failures == {}, load.calls().errors
+        targets = {server.target for server in servers.values()}
+        assert {event.target for _, event in diary.of(EndpointAdded)} == targets
+        assert len(diary.of(EndpointRemoved)) >= 4 * rounds
+        assert not diary.of(EndpointEjected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2 and its like, which only Linux has")
+def test_a_name_with_changing_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas that join a DNS name get calls, those that leave it none, and not one call fails."""
+    run(names(RATE, 1, monkeypatch))
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2 and its like, which only Linux has")
+def test_a_name_with_changing_addresses_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, eight times over, at 500 calls a second."""
+    run(names(FULL_RATE, 8, monkeypatch), 110)
+
+
+# -- connections that say nothing -------------------------------------------------------------------------
+
+
+async def silent_connections(rate: float, health: HealthOptions) -> None:
+    """One of two endpoints is behind a network that swallows everything, then one direction; and heals."""
+    diary = Diary()
+    async with contextlib.AsyncExitStack() as stack:
+        hidden, plain = await stack.enter_async_context(fleet(2))
+        proxy = await stack.enter_async_context(FaultProxyProcess(hidden.target))
+        targets = [proxy.target, plain.target]
+        client = AsyncClient(targets, timeout=TIMEOUT, balancing=SHORT_RAMP, health=health, observers=[diary])
+        await stack.enter_async_context(client)
+        await client.wait_ready("digits", every_endpoint=True)
+        async with predicting(client, rate=rate) as load:
+            for fault in (BlackHole(), HalfOpen()):
+                await until(functools.partial(has_executed, hidden, hidden.executed + 20), within=30)
+                seen = len(diary.of(EndpointEjected, proxy.target))
+                proxy.set(fault)
+                begun = load.mark()
+                await until(lambda: len(diary.of(EndpointEjected, proxy.target)) > seen, within=30)
+                print(f"\n  {fault}: out after {load.mark() - begun:.2f} s")
+                await until(functools.partial(has_executed, plain, int(plain.executed + rate / 2)), within=30)
+                proxy.heal()
+                await until(lambda: not any_out(client), within=30)
+            await until(functools.partial(has_executed, hidden, hidden.executed + 20), within=30)
+        print(f"  {load.calls().summary()}")
+        assert load.failures == {}, load.calls().errors
+        assert diary.of(ConnectionReplaced, proxy.target)
+
+
+def test_one_endpoint_falls_silent() -> None:
+    """A black hole, and a connection open in one direction only: calls go elsewhere in time, none fails."""
+    run(silent_connections(RATE, QUICK))
+
+
+async def silent_connection_to_the_only_endpoint(rate: float, health: HealthOptions) -> None:
+    """The connections to the only endpoint fall silent, as behind a firewall that forgot them."""
+    diary = Diary()
+    async with contextlib.AsyncExitStack() as stack:
+        (server,) = await stack.enter_async_context(fleet(1))
+        proxy = await stack.enter_async_context(FaultProxyProcess(server.target))
+        client = AsyncClient(proxy.target, timeout=TIMEOUT, health=health, observers=[diary])
+        await stack.enter_async_context(client)
+        await client.wait_ready("digits")
+        async with predicting(client, rate=rate) as load:
+            for fault in (BlackHole(), HalfOpen()):
+                await until(functools.partial(has_executed, server, server.executed + 20), within=30)
+                seen = len(diary.of(ConnectionReplaced))
+                proxy.set(fault, connections="existing")
+                begun = load.mark()
+                await until(lambda: len(diary.of(ConnectionReplaced)) > seen, within=30)
+                print(f"\n  {fault}: replaced after {load.mark() - begun:.2f} s")
+                await until(functools.partial(has_executed, server, int(server.executed + rate)), within=30)
+                proxy.heal()
+        print(f"  {load.calls().summary()}")
+        assert load.failures == {}, load.calls().errors
+
+
+def test_the_connection_to_the_only_endpoint_falls_silent() -> None:
+    """A new connection to the same server is tried, found good, and takes over; no call fails."""
+    run(silent_connection_to_the_only_endpoint(RATE, QUICK))
+
+
+@pytest.mark.nightly
+def test_connections_fall_silent_at_full_rate() -> None:
+    """Both at 500 calls a second, with the settings that clients have by default."""
+    run(silent_connections(FULL_RATE, HealthOptions()))
+    run(silent_connection_to_the_only_endpoint(FULL_RATE, HealthOptions()))
