@@ -37,7 +37,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -69,7 +69,7 @@ __all__ = [
     "Predictor",
 ]
 
-T = TypeVar("T")
+_ndarray = np.ndarray  # a name of the module is found faster than an attribute of another
 
 #: Why batches are sent; see `BatchingStats.flushes`.
 _REASONS: Final = ("full", "idle", "delay", "deadline", "close")
@@ -84,7 +84,7 @@ _MAY_BE_ONE_CALLERS: Final = (
     errors.UnsupportedTypeError,
 )
 #: Times that a divided request is asked again where its parts were answered by several versions.
-_SAME_VERSION_TRIES: Final = 3
+_SAME_VERSION_TRIES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,19 @@ class BatchedResult(PredictResult):
     ``result["scores"].copy()`` does not.
     """
 
-    __slots__ = ()
+    __slots__ = ("_since", "_story")
+
+    def __init__(self, outputs: dict[str, Array], model_spec: bytes, story: _Story, since: float) -> None:
+        # Not PredictResult's own: most callers never look at the attempts, and then none are made.
+        self._outputs = outputs
+        self._model_spec = model_spec
+        self._story = story
+        self._since = since
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:  # type: ignore[override]
+        """The story of the batch, told from the beginning of this caller's own call."""
+        return _told(self._story, self._since)
 
     @property
     def serialized(self) -> bytes:
@@ -339,13 +351,19 @@ class _Group:
                 if not member.future.done():
                     yield member
 
-    def lane(self, priority: int) -> deque[_Member]:
-        """The line of a priority; made if it is new."""
-        found = self.lanes.get(priority)
-        if found is None:
-            self.lanes[priority] = found = deque()
-            self.lanes = dict(sorted(self.lanes.items(), reverse=True))
-        return found
+    def tidy(self) -> None:
+        """Forget those who have left, if they are many."""
+        for lane in self.lanes.values():
+            if len(lane) > 2 * self.waiting + 64:
+                left = [member for member in lane if not member.future.done()]
+                lane.clear()
+                lane.extend(left)
+
+    def add_lane(self, priority: int) -> deque[_Member]:
+        """A line for a priority that has none."""
+        lane = self.lanes[priority] = deque()
+        self.lanes = dict(sorted(self.lanes.items(), reverse=True))
+        return lane
 
 
 class _Batch:
@@ -407,6 +425,8 @@ class BatchedModel:
         #: Rows that a batch may have; less than the option if the server has said so.
         self._limit = self._options.max_batch_size
         self._groups: dict[Any, _Group] = {}
+        #: Those of one array of numbers, by what is told from the array at a glance.
+        self._known: dict[Any, _Group] = {}
         #: Groups in which somebody waits, the longest waiting first.
         self._queue: dict[_Group, None] = {}
         self._batches: dict[_Batch, None] = {}
@@ -501,6 +521,9 @@ class BatchedModel:
                 await asyncio.wait((self._ended,), timeout=grace)
         finally:
             self._give_up()
+        tasks = [batch.task for batch in self._batches if batch.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _give_up(self) -> None:
         """Let go of everyone who is still here."""
@@ -574,7 +597,7 @@ class BatchedModel:
                 signature = await predictor.learn(deadline)
             try:
                 group, arrays, rows = self._prepare(signature, inputs, output_filter, metadata)
-            except errors.InvalidInputError:
+            except (errors.InvalidInputError, errors.FailedPreconditionError):
                 # The signature may be an old version's: believe a refusal only if it is fresh.
                 newer = await predictor.learn_again(deadline)
                 if newer is None:
@@ -598,7 +621,9 @@ class BatchedModel:
         try:
             return await member.future
         except asyncio.CancelledError:
-            self._leave(member)
+            if member.future.cancelled():  # else it was answered, or late, in the same moment
+                self._counts.cancelled += 1
+                self._let_go(member)
             raise
         except errors.InvalidArgumentError:
             if rows <= self._limit:
@@ -682,10 +707,11 @@ class BatchedModel:
                 found[index] = await member.future
         finally:
             for member in members.values():
-                if member.future.cancel():
-                    self._leave(member)
-                elif not member.future.cancelled():
-                    member.future.exception()  # has been told by the first one
+                future = member.future
+                if future.cancel() or future.cancelled():
+                    self._let_go(member)
+                else:
+                    future.exception()  # one is enough
 
     # -- preparing ----------------------------------------------------------------------------------
 
@@ -693,18 +719,19 @@ class BatchedModel:
         self, signature: Signature | None, inputs: Any, output_filter: tuple[str, ...], metadata: Metadata
     ) -> tuple[_Group, tuple[Array, ...], int]:
         """The group of a call, its arrays in the group's order, and its rows."""
+        if type(inputs) is dict and len(inputs) == 1:
+            # What has been here before with this signature, dtype and inner shape is as good as it was then;
+            # only the values of strings would have to be looked at again.
+            [(name, array)] = inputs.items()
+            if type(array) is _ndarray and not metadata:
+                known = self._known.get((id(signature), output_filter, name, array.dtype, array.shape[1:]))
+                if known is not None and array.ndim:
+                    if not array.flags.c_contiguous:
+                        array = np.ascontiguousarray(array)
+                    return known, (array,), len(array)
         if self._options.pad_axis is not None:
             inputs = self._with_lengths(signature, inputs)
         arrays = signature.prepare(inputs) if signature is not None else self._unchecked(inputs)
-        if len(arrays) == 1 and not metadata and self._options.pad_axis is None:
-            [(name, array)] = arrays.items()
-            shape = array.shape
-            if shape and array.dtype.kind not in "OSUT":
-                group = self._groups.get((id(signature), output_filter, name, array.dtype, shape[1:]))
-                if group is not None:
-                    if not array.flags.c_contiguous:
-                        array = np.ascontiguousarray(array)
-                    return group, (array,), shape[0]
         return self._prepare_any(signature, arrays, output_filter, metadata)
 
     def _prepare_any(
@@ -751,8 +778,12 @@ class BatchedModel:
                 self._groups = {
                     key: group for key, group in self._groups.items() if group.waiting or group.in_flight
                 }
+                self._known.clear()
             group = _Group(signature, output_filter, tuple(metadata), names, ordered, shared, ragged)
             self._groups[key] = group
+            if len(names) == 1 and not metadata and ordered[0].dtype.kind != "O" and not group.ragged:
+                array = ordered[0]
+                self._known[id(signature), output_filter, names[0], array.dtype, array.shape[1:]] = group
         return group, ordered, rows
 
     def _unchecked(self, inputs: Any) -> dict[str, Array]:
@@ -876,17 +907,20 @@ class BatchedModel:
         """Let a caller wait, and send what should go now."""
         options = self._options
         group = member.group
-        group.lanes[priority].append(member) if priority in group.lanes else group.lane(priority).append(
-            member
-        )
+        lane = group.lanes.get(priority)
+        if lane is None:
+            lane = group.add_lane(priority)
+        lane.append(member)
         self._waiting += 1
         group.rows += member.rows
+        deadline = member.deadline
         if not group.waiting:
             self._queue[group] = None
             group.due = math.inf
+            self._note_due(group, member)
+        elif deadline is not None and deadline - 2 * self._usual < group.due:
+            self._note_due(group, member)
         group.waiting += 1
-        deadline = member.deadline
-        self._note_due(group, member)
         if deadline is not None and deadline < self._expiry_at:
             self._expire_at(deadline)
         if self._in_flight < options.max_in_flight and not self._looking:
@@ -909,12 +943,8 @@ class BatchedModel:
         elif due < group.due:
             group.due, group.due_reason = due, "delay"
 
-    def _leave(self, member: _Member) -> None:
-        """A caller was cancelled: the others must not notice."""
-        self._counts.cancelled += 1
-        self._let_go(member)
-
     def _let_go(self, member: _Member) -> None:
+        """A caller has left: the others must not notice."""
         batch = member.batch
         if batch is None:
             group = member.group
@@ -925,6 +955,8 @@ class BatchedModel:
                 self._forget_waiting(group)
                 self._queue.pop(group, None)
                 self._check_ended()
+            else:
+                group.tidy()
         else:
             batch.live -= 1
             if not batch.live and batch.task is not None:
@@ -1094,7 +1126,9 @@ class BatchedModel:
                     next_one = deadline
         for member in late:
             where = (
-                "while the call waited for a batch" if member.batch is None else "before the batch's answer"
+                "while the call waited for a batch"
+                if member.batch is None
+                else "before the batch was answered"
             )
             member.future.set_exception(self._late(f"the deadline passed {where}"))
             self._let_go(member)
@@ -1199,7 +1233,7 @@ class BatchedModel:
             for member in members:
                 stop = start + member.rows
                 mine = {name: array[start:stop]}
-                results.append(BatchedResult(mine, model_spec, b"", _told(story, member.since)))
+                results.append(BatchedResult(mine, model_spec, story, member.since))
                 start = stop
             return results
         for member in members:
@@ -1207,7 +1241,7 @@ class BatchedModel:
             mine = {name: array if shared else array[start:stop] for name, array, shared in items}
             if cut:
                 self._cut(group, member, mine)
-            results.append(BatchedResult(mine, model_spec, b"", _told(story, member.since)))
+            results.append(BatchedResult(mine, model_spec, story, member.since))
             start = stop
         return results
 
@@ -1441,7 +1475,7 @@ def _joined(results: list[PredictResult], group: _Group, sizes: list[int]) -> Pr
             whole.flags.writeable = False
             outputs[name] = whole
     attempts = tuple(attempt for result in results for attempt in result.attempts)
-    return BatchedResult(outputs, first._model_spec, b"", attempts)
+    return BatchedResult(outputs, first._model_spec, ((0.0, attempts),), 0.0)
 
 
 def _may_have_batch_axis(spec: TensorSpec) -> bool:
