@@ -151,6 +151,32 @@ def test_a_rolling_restart_at_full_rate() -> None:
     assert during <= 3 * before
 
 
+def test_what_a_server_that_ends_has_not_taken_up() -> None:
+    """A graceful end cancels the calls that wait for the server's attention; they are made elsewhere."""
+
+    async def story() -> None:
+        diary = Diary()
+        policy = RetryPolicy(budget_ratio=1.0, budget_reserve=1000)  # for all of a burst at once
+        async with fleet(2) as servers, client_of(servers, diary, retry=policy) as client:
+            await client.wait_ready("digits", every_endpoint=True)
+            cancelled = 0
+            for number in range(5):
+                server = servers[number % 2]
+                calls = [asyncio.create_task(client.predict("digits", IMAGES)) for _ in range(300)]
+                await until(functools.partial(has_executed, server, server.executed + 5), within=30)
+                await server.aterminate()
+                for result in await asyncio.gather(*calls):
+                    cancelled += sum(attempt.code == "CANCELLED" for attempt in result.attempts)
+                await server.astart()
+                await until(lambda: not any_out(client), within=30)
+                if cancelled:
+                    break
+            print(f"\n  {cancelled} of {300 * (number + 1)} calls were cancelled by a server that ended")
+            assert cancelled
+
+    run(story())
+
+
 # -- killed and paused ------------------------------------------------------------------------------------
 
 
@@ -220,7 +246,8 @@ def test_one_server_killed_and_one_paused() -> None:
     off_killed, off_paused, shares = run(killed_and_paused(RATE, QUICK, down=1.0, ramp=2.5))
     print(f"  off the killed one in {off_killed:.3f} s, off the paused one in {off_paused:.3f} s")
     print(f"  shares in the quarters of the ramp: {', '.join(f'{share:.0%}' for share in shares)}")
-    assert shares[0] < 0.2 < shares[3] + shares[2]
+    assert shares[0] < 0.3
+    assert max(shares[2:]) > shares[0]
 
 
 @pytest.mark.nightly
@@ -233,7 +260,8 @@ def test_one_server_killed_and_one_paused_in_time() -> None:
         print(f"  shares in the quarters of the ramp: {', '.join(f'{share:.0%}' for share in shares)}")
         assert off_killed <= 1
         assert off_paused <= health.probe_after + health.probe_timeout + 0.3
-        assert shares[0] < shares[1] < shares[3]
+        assert shares[0] < 0.25
+        assert max(shares[2:]) > shares[0]
 
 
 # -- a model unloaded on one server -----------------------------------------------------------------------
@@ -326,6 +354,9 @@ async def outage(rate: float, kind: str, down: float) -> float:
         assert not [call for call in load.calls() if call.end < stopped and call.code != "OK"]
         assert after.failures == {}, after.errors
         assert len(load.calls()) == load.started
+        executed = sum(server.executed for server in servers)
+        print(f"  the servers executed {executed} calls, of {load.started} that were made")
+        assert executed <= load.started
         # Nobody waits for a server that is not there: the refusal comes before the deadline.
         assert set(falling.failures) | set(out.failures) == {"UNAVAILABLE"}
         assert len(out) > out.attempts * 2
