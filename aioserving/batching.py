@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import itertools
 import math
 import re
@@ -669,13 +670,14 @@ class BatchedModel:
         bounds = [(start, min(start + limit, rows)) for start in range(0, rows, limit)]
         found: list[PredictResult | None] = [None] * len(bounds)
         for _ in range(_SAME_VERSION_TRIES):
+            latest = max(index for index, result in enumerate(found) if result is None)
             await self._ask_parts(group, arrays, bounds, found, deadline, priority, since)
             results = [result for result in found if result is not None]
-            newest = max(results, key=_version)
-            if all(result._model_spec == newest._model_spec for result in results):
+            spec = results[latest]._model_spec
+            if all(result._model_spec == spec for result in results):
                 return _joined(results, group, [stop - start for start, stop in bounds])
-            # A version was replaced meanwhile: one answer is one version's.
-            found = [r if r is not None and r._model_spec == newest._model_spec else None for r in found]
+            # A version was replaced meanwhile, by a newer or an older one: one answer is one version's.
+            found = [result if result._model_spec == spec else None for result in results]
         raise errors.AbortedError(
             f"the parts of a request of {rows} rows were answered by several versions, "
             f"{_SAME_VERSION_TRIES} times",
@@ -1035,7 +1037,9 @@ class BatchedModel:
         batch = _Batch(group, members, now)
         self._begin(batch, reason, now)
         assert self._loop is not None
-        batch.task = self._loop.create_task(self._run(batch))
+        batch.task = self._loop.create_task(self._deliver(batch, members, ()))
+        # Not in the task's own end: a task that is cancelled before it has begun never comes there.
+        batch.task.add_done_callback(functools.partial(self._on_end, batch))
 
     def _take(self, group: _Group) -> list[_Member]:
         """The next callers of a group, as many as fit into a batch."""
@@ -1137,22 +1141,17 @@ class BatchedModel:
 
     # -- sending ------------------------------------------------------------------------------------
 
-    async def _run(self, batch: _Batch) -> None:
-        """Send a batch and answer everyone in it."""
-        try:
-            await self._deliver(batch, batch.members, ())
-        except asyncio.CancelledError:
+    def _on_end(self, batch: _Batch, task: asyncio.Task[None]) -> None:
+        """A batch has ended, perhaps cancelled before it began: whoever has no answer yet gets none."""
+        if task.cancelled():
             for member in batch.members:
                 if not member.future.done():
                     member.future.set_exception(self._gone())
-            if batch.live and not self._closed:
-                raise
-        except BaseException as error:
-            _fail(batch.members, error, ())
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            self._finish(batch)
+        else:
+            error = task.exception()
+            if error is not None:
+                _fail(batch.members, error, ())
+        self._finish(batch)
 
     async def _deliver(self, batch: _Batch, members: list[_Member], story: _Story) -> None:
         """Send `members` of a batch together; if the server refuses them, find out whom it means."""
@@ -1170,11 +1169,13 @@ class BatchedModel:
                 _fail(members, error, story, begun)
                 return
             later = (*story, (begun, error.attempts)) if isinstance(error, errors.RPCError) else story
-            members = [member for member in members if not member.future.done()]
-            if len(members) < 2:
+            if len(members) == 1:
                 _fail(members, error, story, begun)
                 return
-            await self._divide(batch, members, later)
+            # Those who have left may have been the guilty ones: nobody is blamed but alone.
+            members = [member for member in members if not member.future.done()]
+            if members:
+                await self._divide(batch, members, later)
         except Exception as error:
             _fail(members, error, story, begun)
         else:
@@ -1185,7 +1186,7 @@ class BatchedModel:
 
     async def _divide(self, batch: _Batch, members: list[_Member], story: _Story) -> None:
         self._counts.resent += len(members)
-        if batch.calls_left >= 2:
+        if batch.calls_left >= 2 and len(members) > 1:
             batch.calls_left -= 2
             middle = len(members) // 2
             parts = [members[:middle], members[middle:]]
@@ -1454,10 +1455,6 @@ def _fail(members: list[_Member], error: BaseException, story: _Story, begun: fl
         if isinstance(mine, errors.RPCError):
             mine.attempts = _told(story, member.since)
         member.future.set_exception(mine)
-
-
-def _version(result: PredictResult) -> int:
-    return result.model_spec.version or 0
 
 
 def _joined(results: list[PredictResult], group: _Group, sizes: list[int]) -> PredictResult:
