@@ -455,7 +455,9 @@ def test_too_large_a_request_is_refused_each_time(
     """The limit of a message holds for inputs that are known, too, and for what an output filter adds."""
     monkeypatch.setattr(codec, "MAX_MESSAGE_BYTES", 7000)
     monkeypatch.setattr("aioserving.signature.MAX_MESSAGE_BYTES", 7000)
-    encoder = RequestEncoder(IMAGES, SPEC)
+    # A model of its own, since the beginnings of requests that fit the real limit are remembered elsewhere.
+    limited = encode_model_spec("limited")
+    encoder = RequestEncoder(IMAGES, limited)
     for _ in range(3):
         with pytest.raises(MessageTooLargeError):
             encoder.encode(wrap(np.ones((3, 784), np.float32)))
@@ -463,7 +465,7 @@ def test_too_large_a_request_is_refused_each_time(
     room = 7000 - len(encoder.encode(wrap(np.ones((2, 784), np.float32))))
     name = "s" * (room + 1)
     wide = RequestEncoder(
-        Signature("serving_default", IMAGES.inputs, {name: spec(name)}, model="digits"), SPEC
+        Signature("serving_default", IMAGES.inputs, {name: spec(name)}, model="digits"), limited
     )
     for _ in range(3):
         assert wide.encode(wrap(np.ones((1, 784), np.float32)), [name])
