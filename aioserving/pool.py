@@ -329,7 +329,7 @@ class Pool:
         self.clock = clock
         #: Called when there may be something to watch: calls under way, or an endpoint that is out.
         self.on_activity: Callable[[], None] = lambda: None
-        #: Called when an endpoint was lost, and when one is back.
+        #: Called when an endpoint was lost, and when one that was is back.
         self.on_loss: Callable[[], None] = lambda: None
         self.on_return: Callable[[], None] = lambda: None
         #: Called, again and again, while probes find that no endpoint can be reached.
@@ -518,12 +518,14 @@ class Pool:
         if endpoint.health.state == HEALTHY or endpoint.removed:
             return
         now = self.clock()
+        was_unreachable = endpoint.health.state == UNREACHABLE
         seconds = endpoint.health.recover(now)
         if any(other is not endpoint and other.health.state == HEALTHY for other in self.endpoints):
             self.balancer.admit(endpoint, now)
         self._choose_eligible()
         self._observers.emit(EndpointReturned(endpoint.target, seconds))
-        self.on_return()
+        if was_unreachable:  # an outlier was alive all the time, so this says nothing new of a fleet
+            self.on_return()
 
     def look_for_outliers(self) -> None:
         """Compare the endpoints with each other, and eject those that are out of line."""

@@ -432,6 +432,24 @@ def test_nothing_is_told_of_endpoints_that_are_gone() -> None:
     run(story())
 
 
+def test_an_outlier_that_gets_its_next_chance_is_no_sign_of_life() -> None:
+    """Only an endpoint that could not be reached, and can be again, ends the circuit's waiting."""
+
+    async def story() -> None:
+        pool = make_pool(Fleet("a:1", "b:1", "c:1"))
+        outlier, lost, _ = pool.endpoints
+        returned = []
+        pool.on_return = lambda: returned.append(1)
+        assert pool.eject(outlier, "it answers UNAVAILABLE")
+        pool.readmit(outlier)
+        assert not returned
+        pool.lose(lost, "refused")
+        pool.readmit(lost)
+        assert returned == [1]
+
+    run(story())
+
+
 def test_new_certificates_replace_connections_without_losing_calls() -> None:
     """`renew` leaves calls under way on the old connections, which are closed after the last one."""
 
