@@ -165,7 +165,7 @@ class Load:
         self._begun = 0.0
         self._started = 0
         self._ended: list[Call] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], float] = {}  # and when they were due
         self._generator: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -189,6 +189,10 @@ class Load:
     def mark(self) -> float:
         """Now, in seconds since the load began; for `calls`."""
         return time.monotonic() - self._begun
+
+    def settled(self, mark: float) -> bool:
+        """Whether all calls that were due before a mark have ended."""
+        return self._started >= mark * self.rate and all(at >= mark for at in self._tasks.values())
 
     def calls(self, begin: float = 0.0, end: float = float("inf")) -> Calls:
         """The calls that were due between two marks, as far as they have ended."""
@@ -217,10 +221,11 @@ class Load:
         while True:
             due = int(self.mark() * self.rate) + 1
             while self._started < due:
-                task = asyncio.create_task(self._one(self._started / self.rate))
+                at = self._started / self.rate
+                task = asyncio.create_task(self._one(at))
                 self._started += 1
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks[task] = at
+                task.add_done_callback(self._tasks.pop)
             await asyncio.sleep(max(0.0, self._started / self.rate - self.mark()))
 
     async def _one(self, at: float) -> None:
