@@ -14,11 +14,15 @@ Two ways of making a call
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import functools
 import os
 import re
 import time
+import types
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import grpc
@@ -256,7 +260,7 @@ class Transport:
         if slot is not None:
             slot._call = call
         try:
-            response = await call.unary_unary(request, tuple(metadata) if metadata else ())
+            response = await _to_the_end(call.unary_unary(request, tuple(metadata) if metadata else ()))
         except asyncio.CancelledError:
             if not call.done():
                 call.cancel("cancelled by the caller")
@@ -266,7 +270,7 @@ class Transport:
             if self._drained is not None and not active:
                 self._drained.set()
         if call.is_ok():
-            return response  # type: ignore[no-any-return]
+            return response
         if call.is_locally_cancelled():
             raise self._cut_off(method, slot)
         status = await call.status()
@@ -399,6 +403,68 @@ def _end(call: Any) -> None:
         call.cancel()
     else:
         call.cancel("ended on this side")
+
+
+class _Shield:
+    """A future as a task sees it, whose cancellation reaches the task but not the future.
+
+    Unlike `asyncio.shield` it costs no further turn of the event loop where nothing is cancelled.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_future")
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self._asyncio_future_blocking = True  # by which a task knows a future that is awaited
+        self._future = future
+
+    def __repr__(self) -> str:
+        return f"<_Shield of {self._future!r}>"
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._future.get_loop()
+
+    def add_done_callback(
+        self, callback: Callable[[asyncio.Future[None]], object], *, context: contextvars.Context
+    ) -> None:
+        self._callback = callback
+        self._context = context
+        self._future.add_done_callback(callback, context=context)
+
+    def cancel(self, msg: Any = None) -> bool:
+        future = self._future
+        if not future.remove_done_callback(self._callback):
+            return False
+        loop = future.get_loop()
+        cancelled: asyncio.Future[None] = loop.create_future()
+        cancelled.cancel(msg)
+        loop.call_soon(self._callback, cancelled, context=self._context)
+        return True
+
+
+@types.coroutine
+def _to_the_end(work: Coroutine[Any, None, bytes]) -> Generator[Any, None, bytes]:
+    """Await a coroutine of gRPC's core that goes on when its caller is cancelled.
+
+    One that is cut off while it waits for its operations never gets to free them: gRPC loses a kilobyte
+    with every call that is cancelled, also with its public interface.
+    """
+    try:
+        future = work.send(None)
+        while True:
+            try:
+                yield _Shield(future)
+            except asyncio.CancelledError:
+                future.add_done_callback(functools.partial(_go_on, work))
+                raise
+            future = work.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def _go_on(work: Coroutine[Any, None, bytes], _: asyncio.Future[None]) -> None:
+    """The next step of a call that nobody waits for any more."""
+    with contextlib.suppress(StopIteration, asyncio.CancelledError, Exception):
+        work.send(None).add_done_callback(functools.partial(_go_on, work))
 
 
 def _lean_core(channel: aio.Channel) -> Any | None:
