@@ -113,10 +113,10 @@ def attempts_at(load: Load, target: str, begin: float, end: float) -> list[float
 # -- rolling restart --------------------------------------------------------------------------------------
 
 
-async def rolling_restart(rate: float, calm: float, rounds: int) -> tuple[float, float]:
+async def rolling_restart(rate: float, calm: float, rounds: int, **options: Any) -> tuple[float, float]:
     """Restart three servers one after the other; gives p99 before and during, in seconds."""
     diary = Diary()
-    async with fleet(3) as servers, client_of(servers, diary) as client:
+    async with fleet(3) as servers, client_of(servers, diary, **options) as client:
         await client.wait_ready("digits", every_endpoint=True)
         async with predicting(client, rate=rate) as load:
             await asyncio.sleep(calm)
@@ -146,7 +146,7 @@ def test_a_rolling_restart_fails_no_call() -> None:
 @pytest.mark.nightly
 def test_a_rolling_restart_at_full_rate() -> None:
     """At 500 calls a second, no call fails in three rounds of restarts, and p99 stays within 3 x before."""
-    before, during = run(rolling_restart(FULL_RATE, calm=15.0, rounds=3), 110)
+    before, during = run(rolling_restart(FULL_RATE, calm=15.0, rounds=3, balancing=None, health=None), 110)
     print(f"  p99 {before * 1e3:.2f} ms before, {during * 1e3:.2f} ms during: {during / before:.2f} x")
     assert during <= 3 * before
 
@@ -602,6 +602,29 @@ async def silent_connection_to_the_only_endpoint(rate: float, health: HealthOpti
 def test_the_connection_to_the_only_endpoint_falls_silent() -> None:
     """A new connection to the same server is tried, found good, and takes over; no call fails."""
     run(silent_connection_to_the_only_endpoint(RATE, QUICK))
+
+
+def test_a_client_that_is_held_up_itself_blames_nobody() -> None:
+    """Code that blocks the client's event loop for longer than a probe may wait costs no call, no server."""
+
+    async def story() -> None:
+        diary = Diary()
+        # Probed soon, and judged late: what is tested is who is blamed, not how busy the machine is.
+        health = HealthOptions(probe_after=0.3, probe_timeout=4.0)
+        async with fleet(2) as servers, client_of(servers, diary, health=health) as client:
+            await client.wait_ready("digits", every_endpoint=True)
+            async with predicting(client) as load:
+                for _ in range(3):
+                    await until(
+                        functools.partial(has_executed, servers[0], servers[0].executed + 5), within=30
+                    )
+                    time.sleep(0.8)  # noqa: ASYNC251 - this is the fault
+            print(f"\n  {load.calls().summary()}")
+            assert load.failures == {}, load.calls().errors
+            assert not diary.of(EndpointEjected)
+            assert not diary.of(ConnectionReplaced)
+
+    run(story())
 
 
 @pytest.mark.nightly
