@@ -5,7 +5,9 @@
 Each row times this codec and its rival in turns, in one process, and compares medians, so that
 whatever else the machine does hits both alike. Rivals are one memcpy (``bytes`` of a memoryview, with
 its allocation), the official recipe (`tf.make_tensor_proto` and `SerializeToString`, or `FromString`
-and `tf.make_ndarray`), and, where TensorFlow is not installed, nothing: those rows are left out.
+and `tf.make_ndarray`), and, where TensorFlow is not installed, nothing: those rows are left out. The rows
+"again" compare what a client does from its second call on with doing it anew: a `RequestEncoder` with
+checking and encoding, a `ResponseDecoder` with parsing.
 
 The exit code says whether every goal was met.
 """
@@ -25,11 +27,14 @@ import numpy as np
 
 from aioserving._proto import message_class
 from aioserving.codec import (
+    ResponseDecoder,
     decode_predict_response,
     encode_model_spec,
     encode_predict_request,
     encode_predict_response,
 )
+from aioserving.dtypes import DataType
+from aioserving.signature import RequestEncoder, Signature, TensorSpec
 
 MILLION = 1_000_000
 #: Seconds that one turn of a side takes at least and that a row may take in all, and rounds at least.
@@ -104,6 +109,44 @@ def rows(tf: Any | None) -> list[Row]:
         found.append(
             Row(f"decode {label}", lambda: decode_predict_response(body), "TensorFlow", recipe, faster)
         )
+
+    def encode_again(label: str, array: np.ndarray, *, faster: float | None = None) -> None:
+        spec = TensorSpec("images", DataType.DT_FLOAT, (-1, *array.shape[1:]), "images:0")
+        signature = Signature("serving_default", {"images": spec}, {}, model="digits")
+        encoder = RequestEncoder(signature, SPEC)
+        inputs = {"images": array}
+
+        def anew() -> object:
+            return encode_predict_request(signature.prepare(inputs), model_spec=SPEC)
+
+        encoder.encode(inputs)
+        found.append(
+            Row(f"encode {label}, again", lambda: encoder.encode(inputs), "check and encode", anew, faster)
+        )
+
+    def decode_again(label: str, outputs: dict[str, np.ndarray], *, faster: float | None = None) -> None:
+        body = encode_predict_response(outputs, model_spec=ANSWER_SPEC)
+        decoder = ResponseDecoder()
+        for _ in range(2):
+            decoder.decode(body)
+        found.append(
+            Row(
+                f"decode {label}, again",
+                lambda: decoder.decode(body),
+                "parse",
+                lambda: decode_predict_response(body),
+                faster,
+            )
+        )
+
+    row = random.random((1, 784), dtype=np.float32)
+    scores = random.random((1, 10), dtype=np.float32)
+    encode_again("3 KB, 1x784 float32", row, faster=2)
+    encode_again("600 KB, 1x224x224x3 float32", random.random((1, 224, 224, 3), dtype=np.float32))
+    decode_again("10 scores and a class", {"scores": scores, "class": np.array([3])}, faster=4)
+    decode_again("10 outputs of 10 scores", {f"scores_{index}": scores for index in range(10)}, faster=4)
+    decode_again("1M float_val", {"scores": random.random(MILLION, dtype=np.float32)})
+    decode_again("a string", {"label": np.array([b"seven"], object)})
 
     pixels = random.random((32, 224, 224, 3), dtype=np.float32)
     encode("3 KB, 1x784 float32", random.random((1, 784), dtype=np.float32), faster=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -496,3 +497,21 @@ def test_a_known_kind_of_input_may_lie_otherwise_in_memory(wrap: Callable[[Any],
     assert encoder.encode(wrap(np.asfortranarray(images))) == request
     assert encoder.encode(wrap(np.repeat(images, 2, axis=1)[:, ::2])) == request
     assert encoder.encode(wrap(images.astype(">f4"))) == request
+
+
+def test_tensor_data_is_held_no_longer_than_needed() -> None:
+    """Encoding takes the memory of the request, plus that of a cast while it is made, and keeps nothing else."""
+    encoder = RequestEncoder(IMAGES, SPEC)
+    images = np.ones((2000, 784), np.float32)
+    doubles = images.astype(np.float64)
+    size = images.nbytes
+    for inputs, copies in ((images, 1), (doubles, 2), (images, 1), (np.asfortranarray(images), 2)):
+        tracemalloc.start()
+        try:
+            request = encoder.encode({"images": inputs})
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(request) > size
+        assert kept < 1.01 * size
+        assert peak < (copies + 0.01) * size
