@@ -500,7 +500,7 @@ def test_a_known_kind_of_input_may_lie_otherwise_in_memory(wrap: Callable[[Any],
 
 
 def test_tensor_data_is_held_no_longer_than_needed() -> None:
-    """Encoding takes the memory of the request, plus that of a cast while it is made, and keeps nothing else."""
+    """Encoding takes the memory of the request, and that of a cast while it is made, and keeps no more."""
     encoder = RequestEncoder(IMAGES, SPEC)
     images = np.ones((2000, 784), np.float32)
     doubles = images.astype(np.float64)
