@@ -47,7 +47,7 @@ from aioserving._types import DEFAULT, Array, Inputs, Metadata, Timeout
 from aioserving.attempts import Attempt
 from aioserving.codec import (
     MAX_MESSAGE_BYTES,
-    decode_predict_response,
+    ResponseDecoder,
     encode_predict_request,
     encode_predict_response,
     model_spec_field,
@@ -76,6 +76,8 @@ _ndarray = np.ndarray  # a name of the module is found faster than an attribute 
 _REASONS: Final = ("full", "idle", "delay", "deadline", "close")
 #: Kinds of calls that are remembered while nobody makes them.
 _MANY_GROUPS: Final = 256
+#: Numbers of rows whose requests' beginnings are remembered.
+_MANY_HEADS: Final = 1024
 #: What the server's own batching says of a batch that it does not take.
 _TOO_MANY_ROWS: Final = re.compile(r"Task size \d+ is larger than maximum input batch size (\d+)")
 #: Errors that may be about one caller's request, or about so many going together.
@@ -294,6 +296,8 @@ class _Group:
         "company",
         "due",
         "due_reason",
+        "filter",
+        "heads",
         "in_flight",
         "lanes",
         "metadata",
@@ -304,6 +308,7 @@ class _Group:
         "rows",
         "shared",
         "signature",
+        "tail",
         "waiting",
     )
 
@@ -323,9 +328,16 @@ class _Group:
         self.names = names
         #: Whether the memory of every input is what the wire wants.
         self.plain = all(
-            plain_input_head(name, array.dtype, (1, *array.shape[1:]), None) is not None
+            plain_input_head(name, array.dtype, (1, *array.shape[1:])) is not None
             for name, array in zip(names, arrays, strict=True)
         )
+        #: The output filter as it ends a request.
+        self.filter = b"".join(delimited(3, name.encode()) for name in output_filter)
+        #: The same where there is one plain input, all of one shape, else None; and what begins a request,
+        #: by its number of rows.
+        single = self.plain and len(names) == 1 and all(axis is None for axis in ragged)
+        self.tail = self.filter if single else None
+        self.heads: dict[int, bytes] = {}
         #: Outputs that are known to have no batch axis.
         self.shared = shared
         #: The axis along which each input is filled up, or None; empty if no input is.
@@ -442,6 +454,7 @@ class BatchedModel:
         #: Seconds that a batch takes, as a moving average; 0 until one has come back.
         self._usual = 0.0
         self._counts = _Counts()
+        self._decode = ResponseDecoder().decode
         self._closed = False
         self._ended: asyncio.Future[None] | None = None
 
@@ -635,14 +648,23 @@ class BatchedModel:
     async def _predict_alone(
         self, group: _Group, arrays: tuple[Array, ...], rows: int, deadline: float | None, now: float
     ) -> PredictResult:
-        """A call with nobody beside it, in its caller's own task."""
+        """A call with nobody beside it, in its caller's own task: as little as can be beyond the call."""
         if deadline is not None and deadline <= now:
             raise self._late("the deadline had passed before the call was sent")
-        member = _Member(group, arrays, rows, deadline, now, _NOBODY)
-        batch = _Batch(group, [member], now)
-        self._begin(batch, "idle", now)
+        self._in_flight += 1
+        group.in_flight += 1
+        self._count(1, rows, "idle")
+        self._counts.wait.record(0.0)
         try:
-            return (await self._send(batch.members, deadline, ()))[0]
+            if group.tail is None or self._options.allowed_batch_sizes:
+                member = _Member(group, arrays, rows, deadline, now, _NOBODY)
+                return (await self._send([member], deadline, ()))[0]
+            request = b"".join((self._head(group, arrays[0], rows), arrays[0], group.tail))  # type: ignore[arg-type]
+            response, attempts = await self._predictor.call(request, deadline, group.metadata)
+            outputs, model_spec = self._read(response, attempts)
+            for name, array in outputs.items():
+                self._is_shared(group, name, array, rows)
+            return PredictResult(outputs, model_spec, response, attempts)
         except errors.InvalidArgumentError as error:
             self._learn_limit(error)
             if rows <= self._limit:
@@ -651,7 +673,7 @@ class BatchedModel:
             self._counts.cancelled += 1
             raise
         finally:
-            self._finish(batch)
+            self._finish(group, now, group.waiting > 0)
         return await self._predict_divided(group, arrays, rows, deadline, 0, now)
 
     async def _predict_divided(
@@ -1064,9 +1086,8 @@ class BatchedModel:
         return members
 
     def _begin(self, batch: _Batch, reason: str, now: float) -> None:
-        counts = self._counts
         rows = 0
-        record = counts.wait.record
+        record = self._counts.wait.record
         for member in batch.members:
             member.batch = batch
             rows += member.rows
@@ -1074,20 +1095,23 @@ class BatchedModel:
         self._in_flight += 1
         batch.group.in_flight += 1
         self._batches[batch] = None
-        counts.calls += len(batch.members)
+        self._count(len(batch.members), rows, reason)
+
+    def _count(self, calls: int, rows: int, reason: str) -> None:
+        counts = self._counts
+        counts.calls += calls
         counts.batches += 1
         counts.rows += rows
         counts.sizes[rows] = counts.sizes.get(rows, 0) + 1
         counts.flushes[reason] += 1
 
-    def _finish(self, batch: _Batch) -> None:
-        group = batch.group
+    def _finish(self, group: _Group, since: float, company: bool) -> None:
+        """A batch that was sent `since` is back; `company` if its callers, or others, may be many."""
         self._in_flight -= 1
         group.in_flight -= 1
-        group.company = len(batch.members) > 1 or group.waiting > 0
-        del self._batches[batch]
+        group.company = company
         assert self._loop is not None
-        seconds = self._loop.time() - batch.since
+        seconds = self._loop.time() - since
         self._usual = seconds if not self._usual else self._usual * 0.8 + seconds * 0.2
         if self._queue:
             # Not at once: those who have just been answered may have more to send.
@@ -1151,7 +1175,8 @@ class BatchedModel:
             error = task.exception()
             if error is not None:
                 _fail(batch.members, error, ())
-        self._finish(batch)
+        del self._batches[batch]
+        self._finish(batch.group, batch.since, len(batch.members) > 1 or batch.group.waiting > 0)
 
     async def _deliver(self, batch: _Batch, members: list[_Member], story: _Story) -> None:
         """Send `members` of a batch together; if the server refuses them, find out whom it means."""
@@ -1204,7 +1229,6 @@ class BatchedModel:
     ) -> list[PredictResult]:
         """Send callers' requests as one, and divide the answer."""
         group = members[0].group
-        predictor = self._predictor
         rows = 0
         for member in members:
             rows += member.rows
@@ -1212,15 +1236,8 @@ class BatchedModel:
         self._counts.padding += total - rows
         request = self._encode(group, members, total)
         begun = self._time()
-        response, attempts = await predictor.call(request, deadline, group.metadata)
-        try:
-            outputs, model_spec = decode_predict_response(response)
-            predictor.note(model_spec)
-        except errors.DecodeError as error:
-            raise errors.DecodeError(
-                f"Predict of model {self.name!r} at {attempts[-1].target} answered what cannot be read: "
-                f"{error}"
-            ) from error
+        response, attempts = await self._predictor.call(request, deadline, group.metadata)
+        outputs, model_spec = self._read(response, attempts)
         story = (*story, (begun, attempts))
         items = [(name, array, self._is_shared(group, name, array, total)) for name, array in outputs.items()]
         if len(members) == 1 and total == rows:
@@ -1246,6 +1263,17 @@ class BatchedModel:
             start = stop
         return results
 
+    def _read(self, response: bytes, attempts: tuple[Attempt, ...]) -> tuple[dict[str, Array], bytes]:
+        try:
+            found = self._decode(response)
+            self._predictor.note(found[1])
+        except errors.DecodeError as error:
+            raise errors.DecodeError(
+                f"Predict of model {self.name!r} at {attempts[-1].target} answered what cannot be read: "
+                f"{error}"
+            ) from error
+        return found
+
     def _is_shared(self, group: _Group, name: str, array: Array, total: int) -> bool:
         """Whether an output has no batch axis; raises if it should have one."""
         if name in group.shared:
@@ -1270,6 +1298,27 @@ class BatchedModel:
                         outputs[name] = outputs[name][place]
                 return
 
+    def _head(self, group: _Group, array: Array, total: int) -> bytes:
+        """What precedes the memory of the one input of a request with `total` rows."""
+        head = group.heads.get(total)
+        if head is None:
+            entry = plain_input_head(group.names[0], array.dtype, (total, *array.shape[1:]))
+            assert entry is not None
+            spec = model_spec_field(1, self._predictor.model_spec)
+            self._check_size(len(spec) + entry[1] + len(group.tail or b""), total)
+            if len(group.heads) >= _MANY_HEADS:
+                group.heads.clear()
+            head = group.heads[total] = spec + entry[0]
+        return head
+
+    def _check_size(self, size: int, total: int) -> None:
+        if size > MAX_MESSAGE_BYTES:
+            raise errors.MessageTooLargeError(
+                f"a batch of {total} rows takes {size} bytes, and protobuf at most {MAX_MESSAGE_BYTES}",
+                model=self.name,
+                method="Predict",
+            )
+
     def _encode(self, group: _Group, members: list[_Member], total: int) -> bytes:
         """The request of some callers, with every array copied once."""
         columns: list[list[Array]] = [
@@ -1284,26 +1333,22 @@ class BatchedModel:
             for index, axis in enumerate(group.ragged):
                 if axis is not None:
                     columns[index] = [self._filled(group.names[index], columns[index], axis, total)]
+        if group.tail is not None:
+            [column] = columns
+            return b"".join((self._head(group, column[0], total), *column, group.tail))  # type: ignore[arg-type]
         spec = self._predictor.model_spec
         if group.plain:
             pieces: list[Any] = [model_spec_field(1, spec)]
             size = len(pieces[0])
             for name, column in zip(group.names, columns, strict=True):
                 first = column[0]
-                entry = plain_input_head(name, first.dtype, (total, *first.shape[1:]), None)
+                entry = plain_input_head(name, first.dtype, (total, *first.shape[1:]))
                 assert entry is not None
                 pieces.append(entry[0])
                 pieces += column
                 size += entry[1]
-            for name in group.output_filter:
-                pieces.append(delimited(3, name.encode()))
-                size += len(pieces[-1])
-            if size > MAX_MESSAGE_BYTES:
-                raise errors.MessageTooLargeError(
-                    f"a batch of {total} rows takes {size} bytes, and protobuf at most {MAX_MESSAGE_BYTES}",
-                    model=self.name,
-                    method="Predict",
-                )
+            pieces.append(group.filter)
+            self._check_size(size + len(group.filter), total)
             return b"".join(pieces)
         inputs = {
             name: column[0] if len(column) == 1 else np.concatenate(column)

@@ -634,6 +634,7 @@ def test_an_invalid_request_sinks_nobody_else(count: int, bad: set[int], limit: 
         assert len(model.asked) <= batches * (1 + 2 * limit.bit_length() + 2) + count
         if len(bad) == 1:
             assert len(model.asked) <= batches + 2 * limit.bit_length()
+        await batched.aclose()
 
     story(work)
 
