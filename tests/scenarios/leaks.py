@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -15,9 +17,13 @@ from aioserving import AsyncClient
 __all__ = ["Resources", "leftovers", "resources", "settled"]
 
 
+#: glibc's way to give free memory back, without which its share of resident memory wanders by megabytes.
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0) if os.name == "posix" else lambda _: 0
+
+
 @dataclass(frozen=True)
 class Resources:
-    """What this process holds, after a collection of garbage."""
+    """What this process holds, after a collection of garbage; free memory is given back where that goes."""
 
     files: int
     sockets: int
@@ -29,6 +35,7 @@ class Resources:
 def resources() -> Resources:
     """What this process holds now."""
     gc.collect()
+    _trim(0)
     this = psutil.Process()
     return Resources(
         this.num_fds(),

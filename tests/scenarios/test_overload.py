@@ -98,7 +98,7 @@ async def overload(limit: int | AdaptiveLimit, seconds: float) -> tuple[Load, Lo
         process(callables={"m": "tests.scenarios.timed:gate"}) as server,
         AsyncClient(server.target, pool=PoolOptions(max_in_flight=limit), retry=None) as client,
     ):
-        await arrive(client, "m", CAPACITY, 1.0, PATIENCE)
+        await arrive(client, "m", CAPACITY, 0.5, PATIENCE)
         normal = await arrive(client, "m", CAPACITY, seconds, PATIENCE)
         heavy = await arrive(client, "m", 3 * CAPACITY, seconds, PATIENCE)
         stats = client.stats()
@@ -130,7 +130,7 @@ def test_overload(limit: str) -> None:
     """At 3 times the capacity calls are answered on, nobody waits beyond the deadline, and errors say why."""
 
     async def story() -> None:
-        normal, heavy = await overload(LIMITS[limit], 2.0)
+        normal, heavy = await overload(LIMITS[limit], 1.5)
         check(normal, heavy)
 
     asyncio.run(asyncio.wait_for(story(), 60))
