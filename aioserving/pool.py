@@ -815,7 +815,13 @@ class Pool:
             if seconds is not None:
                 self._answered(endpoint, now - seconds)
             return
-        if code == "CANCELLED" or connection.retired:
+        if connection.retired:
+            return
+        transport = connection.transport
+        if is_connection_failure(error) and transport is not None and transport.state != "ready":
+            self.lose(endpoint, error.details or code)
+            return
+        if code == "CANCELLED":
             return
         if code == "DEADLINE_EXCEEDED" and seconds is not None:
             call_time = self._call_time(place)
@@ -823,10 +829,6 @@ class Pool:
             call_time.record(seconds, missed=True)
             if not enough:
                 return  # the caller was in more of a hurry than calls are: nobody's fault
-        transport = connection.transport
-        if is_connection_failure(error) and transport is not None and transport.state != "ready":
-            self.lose(endpoint, error.details)
-            return
         if seconds is not None:
             self.balancer.record(endpoint, seconds, now, failed=True)
             if endpoint.limiter is not None and code in _DROPPED:

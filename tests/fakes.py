@@ -192,7 +192,9 @@ class FakeTransport:
         self._given_up = reason
         futures = [future for future in self._active if not future.done()]
         for future in futures:
-            future.set_exception(errors.UnavailableError(reason, endpoint=self.target))
+            error = errors.UnavailableError(reason, endpoint=self.target)
+            error.withdrawn = True
+            future.set_exception(error)
         return len(futures)
 
     async def close(self) -> None:
