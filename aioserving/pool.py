@@ -673,7 +673,6 @@ class Pool:
             del self._wanted[future]
             if not future.done():
                 queue.withdraw(waiter, self.clock())
-            self._check_drained()
         if not future.cancelled():
             return future.result()
         raise errors.DeadlineExceededError(

@@ -146,6 +146,7 @@ def test_a_retry_goes_back_to_who_has_the_model_rather_than_to_who_does_not() ->
         pool.release(held[c])
         await turns()
         assert not waiting.done()  # room without the model is none
+        a.turn = c.turn + 1  # it would not be chosen for its own sake
         pool.release(held[a])
         assert (await waiting).endpoint is a
         assert b.in_flight == 1
