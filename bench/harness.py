@@ -15,6 +15,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import platform
@@ -23,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any
@@ -82,22 +84,24 @@ def megabytes(value: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A figure that must not be exceeded, and what was measured."""
+    """A figure that must not be exceeded, or must be reached, and what was measured."""
 
     what: str
     limit: float
     measured: float
     unit: str = "x"
+    #: Whether the figure is to be reached.
+    least: bool = False
 
     @property
     def met(self) -> bool:
-        return self.measured <= self.limit
+        return self.measured >= self.limit if self.least else self.measured <= self.limit
 
     def __str__(self) -> str:
         places = 0 if self.unit != "x" else 2
         verdict = "met" if self.met else "MISSED"
         return (
-            f"| {self.what} | at most {self.limit:g}{self.unit} | "
+            f"| {self.what} | at {'least' if self.least else 'most'} {self.limit:g}{self.unit} | "
             f"{self.measured:.{places}f}{self.unit} | {verdict} |"
         )
 
@@ -155,18 +159,26 @@ def environment() -> dict[str, str]:
 class _Process:
     """A child that answers on standard output and ends when its standard input does."""
 
-    def __init__(self, script: str, argument: str) -> None:
+    def __init__(self, script: str, *arguments: str, python: str = sys.executable) -> None:
         self.name = script
         # In a file, not a pipe: nobody would read it while the child runs.
         self._stderr: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / script), argument],
+            [python, str(HERE / script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
             env=environment(),
         )
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU time so far, of all threads; nan where the system does not tell of others."""
+        if sys.platform != "linux":
+            return math.nan
+        # The clock of a process by its id, as clock_getcpuclockid(3) makes it.
+        return time.clock_gettime(~self._process.pid << 3 | 2)
 
     def ask(self, line: str | None = None) -> str:
         assert self._process.stdin is not None
@@ -198,18 +210,26 @@ class _Process:
 
 
 class Server:
-    """`server.py` for one payload, in a process of its own, with that payload's request in a file."""
+    """`server.py` for one payload, in a process of its own, with that payload's request in a file.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        from worker import array_of
+    Args:
+        shape: of the array sent.
+        kind: what is served and answered, one of `server.KINDS`.
+        images: file with images that are sent, for the kind ``model`` and clients that send them.
+    """
+
+    def __init__(self, shape: tuple[int, ...], kind: str = "scores", images: str = "") -> None:
+        from worker import inputs_of
 
         from aioserving.codec import encode_model_spec, encode_predict_request
 
-        self.shape = shape
-        self._process = _Process("server.py", ",".join(map(str, shape)))
-        self.target = f"127.0.0.1:{self._process.ask().split()[1]}"
+        self.shape, self.kind, self.images = shape, kind, images
+        self._process = _Process("server.py", ",".join(map(str, shape)), kind, images)
+        _, port, rest_port, tcp_port = self._process.ask().split()
+        self.target, self.rest = f"127.0.0.1:{port}", f"http://127.0.0.1:{rest_port}"
+        self.tcp_port = int(tcp_port)
         request = encode_predict_request(
-            {"x": array_of(list(shape))}, model_spec=encode_model_spec("m"), output_filter=()
+            inputs_of({"shape": shape, "kind": kind}), model_spec=encode_model_spec("m"), output_filter=()
         )
         self.request_size = len(request)
         with tempfile.NamedTemporaryFile(prefix="aioserving-bench-", suffix=".bin", delete=False) as file:
@@ -223,6 +243,11 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU time that it has taken so far."""
+        return self._process.cpu
 
     def close(self) -> None:
         self._process.close()
@@ -244,6 +269,22 @@ class Turn:
     switches: int
     #: Seconds, of every call.
     latencies: Sequence[float]
+    #: Seconds of CPU time that the server took meanwhile.
+    server_cpu: float = 0.0
+
+    @property
+    def server_cpu_per_call(self) -> float:
+        return self.server_cpu / self.calls
+
+    @property
+    def cores(self) -> float:
+        """How many cores the client kept busy."""
+        return self.cpu / self.wall
+
+    @property
+    def server_cores(self) -> float:
+        """How many the server kept busy."""
+        return self.server_cpu / self.wall
 
     @property
     def faults_per_call(self) -> float:
@@ -269,15 +310,22 @@ class Worker:
         from aioserving.transport import _OPTIONS
 
         self.client = client
+        self.server = server
         everything = {
             "client": client,
             "target": server.target,
+            "rest": server.rest,
+            "tcp_port": server.tcp_port,
             "shape": server.shape,
+            "kind": server.kind,
+            "images": server.images,
             "request": server.request,
             "channel_options": list(_OPTIONS.items()),
             **settings,
         }
-        self._process = _Process("worker.py", json.dumps(everything))
+        self._process = _Process(
+            "worker.py", json.dumps(everything), python=settings.get("python", sys.executable)
+        )
 
     def wait_ready(self) -> None:
         """Return once it has made its first call."""
@@ -288,10 +336,10 @@ class Worker:
             )
 
     def turn(self, calls: int, concurrency: int) -> Turn:
+        server_cpu = self.server.cpu
         answer = json.loads(self._process.ask(json.dumps({"calls": calls, "concurrency": concurrency})))
-        return Turn(
-            calls, answer["wall"], answer["cpu"], answer["faults"], answer["switches"], answer["latencies"]
-        )
+        server_cpu = self.server.cpu - server_cpu
+        return Turn(calls=calls, server_cpu=server_cpu, **answer)
 
     def close(self) -> None:
         self._process.close()
@@ -347,7 +395,8 @@ def interleave(
 
     Args:
         server: what they call.
-        clients: label -> `client`, one of `worker.CLIENTS`, and further settings.
+        clients: label -> `client`, one of `worker.CLIENTS`, and further settings; ``calls`` and
+            ``concurrency`` among them are this client's own.
         calls: calls per turn.
         concurrency: tasks or threads that make them.
         rounds: turns of every client in all.
@@ -355,19 +404,23 @@ def interleave(
         warm_up: calls of every client before it counts; as many as in a turn if not given.
     """
     shuffled = random.Random(0)  # the same order every time
+    turns = {
+        label: (int(settings.get("calls", calls)), int(settings.get("concurrency", concurrency)))
+        for label, settings in clients.items()
+    }
     found = Rounds({label: [] for label in clients})
     for generation in range(generations):
         share = rounds // generations + (generation < rounds % generations)
         if not share:
             continue
         with workers(server, clients) as running:
-            for worker in running.values():
-                worker.turn(warm_up or calls, concurrency)
+            for label, worker in running.items():
+                worker.turn(warm_up or turns[label][0], turns[label][1])
             order = list(running.items())
             for _ in range(share):
                 shuffled.shuffle(order)
                 for label, worker in order:
-                    found.turns[label].append(worker.turn(calls, concurrency))
+                    found.turns[label].append(worker.turn(*turns[label]))
     return found
 
 

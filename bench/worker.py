@@ -35,6 +35,32 @@ def array_of(shape: list[int]) -> Any:
     return np.random.default_rng(0).random(shape, dtype=np.float32)
 
 
+def inputs_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What every client sends, by input name, to a server of this kind."""
+    kind = settings.get("kind", "scores")
+    if kind == "strings":
+        import numpy as np
+
+        return {"x": np.array([b"a text of some length, number %d" % i for i in range(256)], object)}
+    array = array_of(settings["shape"])
+    return {f"x{index}": array for index in range(10)} if kind == "tens" else {"x": array}
+
+
+def next_inputs(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Gives what to send next: the same each time, or one batch of images after another if there are some."""
+    inputs = inputs_of(settings)
+    if not settings.get("images"):
+        return lambda: inputs
+    import itertools
+
+    import numpy as np
+
+    size = settings["shape"][0]
+    images = np.load(settings["images"])[:, :-1]
+    batches = [{"x": images[start : start + size].copy()} for start in range(0, len(images) - size + 1, size)]
+    return itertools.cycle(batches).__next__
+
+
 def request_of(settings: dict[str, Any]) -> bytes:
     """The request for that array, encoded before."""
     with open(settings["request"], "rb") as file:
@@ -227,14 +253,17 @@ class Predict(Client):
         if connections is not None:  # all of them in use from the start
             pool = aioserving.PoolOptions(connections_per_endpoint=connections, open_another_at=0)
         return aioserving.AsyncClient(
-            self.target, timeout=TIMEOUT, pool=pool, channel_options=grpc_options(self.settings)
+            self.settings.get("targets", self.target),
+            timeout=TIMEOUT,
+            pool=pool,
+            channel_options=grpc_options(self.settings),
         )
 
     async def open(self) -> Callable[[], Awaitable[Any]]:
-        array = array_of(self.settings["shape"])
+        inputs = next_inputs(self.settings)
         self.client = self.make_client()
         client = self.client
-        return lambda: client.predict("m", {"x": array})
+        return lambda: client.predict("m", inputs())
 
     async def close(self) -> None:
         await self.client.aclose()
@@ -244,10 +273,20 @@ class PredictBound(Predict):
     """`predict` of a handle bound to the model."""
 
     async def open(self) -> Callable[[], Awaitable[Any]]:
-        array = array_of(self.settings["shape"])
+        inputs = next_inputs(self.settings)
         self.client = self.make_client()
         model = self.client.model("m")
-        return lambda: model.predict({"x": array})
+        return lambda: model.predict(inputs())
+
+
+class PredictBatched(Predict):
+    """`predict` of a handle that sends concurrent calls together."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        inputs = next_inputs(self.settings)
+        self.client = self.make_client()
+        batched: Any = self.client.model("m").batched()
+        return lambda: batched.predict(inputs())
 
 
 class PredictFleet(PredictBound):
@@ -301,10 +340,10 @@ class PredictBlocking(BlockingClient):
     def open_blocking(self) -> Callable[[], Any]:
         import aioserving
 
-        array = array_of(self.settings["shape"])
+        inputs = next_inputs(self.settings)
         self.client = aioserving.Client(self.target, timeout=TIMEOUT)
         client = self.client
-        return lambda: client.predict("m", {"x": array})
+        return lambda: client.predict("m", inputs())
 
     def close_blocking(self) -> None:
         self.client.close()
@@ -313,7 +352,7 @@ class PredictBlocking(BlockingClient):
 class _Recipe:
     """The official recipe: `tf.make_tensor_proto` into a message, and `tf.make_ndarray` out of one."""
 
-    def __init__(self, shape: list[int]) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
         import tensorflow as tf
@@ -321,13 +360,14 @@ class _Recipe:
 
         self.tf = tf
         self.request_class = predict_pb2.PredictRequest
-        self.array = array_of(shape)
+        self.inputs = next_inputs(settings)
 
     def request(self) -> Any:
         request = self.request_class()
         request.model_spec.name = "m"
         request.model_spec.signature_name = "serving_default"
-        request.inputs["x"].CopyFrom(self.tf.make_tensor_proto(self.array))
+        for name, array in self.inputs().items():
+            request.inputs[name].CopyFrom(self.tf.make_tensor_proto(array))
         return request
 
     def arrays(self, response: Any) -> dict[str, Any]:
@@ -338,7 +378,7 @@ class RecipeAio(Client):
     """The official recipe over grpc.aio: TensorFlow's stub on an aio channel."""
 
     async def open(self) -> Callable[[], Awaitable[Any]]:
-        recipe = _Recipe(self.settings["shape"])
+        recipe = _Recipe(self.settings)
         from grpc import aio
         from tensorflow_serving.apis import prediction_service_pb2_grpc
 
@@ -358,7 +398,7 @@ class RecipeBlocking(BlockingClient):
     """The official recipe as published: TensorFlow's stub on a blocking channel."""
 
     def open_blocking(self) -> Callable[[], Any]:
-        recipe = _Recipe(self.settings["shape"])
+        recipe = _Recipe(self.settings)
         import grpc
         from tensorflow_serving.apis import prediction_service_pb2_grpc
 
@@ -372,6 +412,135 @@ class RecipeBlocking(BlockingClient):
 
     def close_blocking(self) -> None:
         self.channel.close()
+
+
+class Ovmsclient(BlockingClient):
+    """ovmsclient's gRPC client; its own channel options lift the message limits, to 1 GB."""
+
+    def open_blocking(self) -> Callable[[], Any]:
+        from ovmsclient import make_grpc_client
+
+        inputs = inputs_of(self.settings)
+        if self.settings["kind"] == "strings":
+            inputs = {name: array.tolist() for name, array in inputs.items()}  # it takes no array of them
+        self.client = make_grpc_client(self.target)
+        client = self.client
+        # Its default asks for version 0.
+        return lambda: client.predict(inputs, "m", model_version=1, timeout=TIMEOUT)
+
+    def close_blocking(self) -> None:
+        self.client.channel.close()
+
+
+def rest_request(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The body of a REST request: rows for one input, columns for several; strings in base64."""
+    import base64
+
+    values = {
+        name: [{"b64": base64.b64encode(item).decode()} for item in array]
+        if array.dtype == object
+        else array.tolist()
+        for name, array in inputs.items()
+    }
+    return {"instances": values["x"]} if len(values) == 1 else {"inputs": values}
+
+
+def rest_arrays(answer: dict[str, Any]) -> Any:
+    """The arrays of a REST answer."""
+    import base64
+
+    import numpy as np
+
+    if "outputs" in answer:
+        return {name: np.array(values, np.float32) for name, values in answer["outputs"].items()}
+    values = answer["predictions"]
+    if isinstance(values[0], dict):
+        return np.array([base64.b64decode(item["b64"]) for item in values], object)
+    return np.array(values, np.float32)
+
+
+class RestRequests(BlockingClient):
+    """JSON over the REST port with `requests`, a session with keep-alive per thread."""
+
+    def open_blocking(self) -> Callable[[], Any]:
+        import requests
+
+        inputs = next_inputs(self.settings)
+        url = f"{self.settings['rest']}/v1/models/m:predict"
+        local = threading.local()
+
+        def call() -> Any:
+            session = getattr(local, "session", None)
+            if session is None:
+                session = local.session = requests.Session()
+                session.trust_env = False  # else it looks for proxies and passwords in each call
+            response = session.post(url, json=rest_request(inputs()), timeout=TIMEOUT)
+            response.raise_for_status()
+            return rest_arrays(response.json())
+
+        return call
+
+    def close_blocking(self) -> None:
+        """Sessions end with their threads."""
+
+
+class RestAiohttp(Client):
+    """JSON over the REST port with aiohttp: a session that opens as many connections as there are calls."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        import aiohttp
+
+        inputs = next_inputs(self.settings)
+        url = f"{self.settings['rest']}/v1/models/m:predict"
+        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        session = self.session
+
+        async def call() -> Any:
+            async with session.post(url, json=rest_request(inputs())) as response:
+                response.raise_for_status()
+                return rest_arrays(await response.json())
+
+        return call
+
+    async def close(self) -> None:
+        await self.session.close()
+
+
+class Loopback(BlockingClient):
+    """The limit of the loopback device: as many bytes as the request over plain TCP, 40 bytes back."""
+
+    def open_blocking(self) -> Callable[[], Any]:
+        import socket
+
+        data = request_of(self.settings)
+        head = len(data).to_bytes(8, "little")
+        self.connection = socket.create_connection(("127.0.0.1", self.settings["tcp_port"]))
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = self.connection
+
+        def call() -> Any:
+            connection.sendall(head)
+            connection.sendall(data)
+            return connection.recv(40, socket.MSG_WAITALL)
+
+        return call
+
+    def close_blocking(self) -> None:
+        self.connection.close()
+
+
+class Memcpy(BlockingClient):
+    """The limit of memory: one copy of the array into memory that is there."""
+
+    def open_blocking(self) -> Callable[[], Any]:
+        import numpy as np
+
+        array = array_of(self.settings["shape"])
+        copy = array.copy()
+        return lambda: np.copyto(copy, array)
+
+    def close_blocking(self) -> None:
+        """Nothing was opened."""
 
 
 CLIENTS: dict[str, type[Client]] = {
@@ -388,6 +557,12 @@ CLIENTS: dict[str, type[Client]] = {
     "predict, fleet": PredictFleet,
     "predict, everything": PredictEverything,
     "predict, blocking": PredictBlocking,
+    "predict, batched": PredictBatched,
+    "ovmsclient": Ovmsclient,
+    "REST, requests": RestRequests,
+    "REST, aiohttp": RestAiohttp,
+    "loopback": Loopback,
+    "memcpy": Memcpy,
     "recipe, grpc.aio": RecipeAio,
     "recipe, blocking": RecipeBlocking,
 }
