@@ -95,6 +95,8 @@ _Read: TypeAlias = "tuple[list[tuple[_Columns, int]], bool, BaseException | None
 
 #: Most calls in flight that are found automatically.
 _MOST_IN_FLIGHT: Final = 64
+#: Bytes that a reading thread may always read ahead: waking it for each small batch costs as much as a call.
+_READ_AHEAD: Final = 1 << 20
 #: Seconds for which a reading thread goes on when it has something to hand over already.
 _READING: Final = 0.002
 #: Seconds that the end of a run waits for a source that is in the middle of reading.
@@ -831,16 +833,21 @@ class _Inline:
         self._iterator = iterator
         self._error: BaseException | None = None
 
-    def read(self, want: int) -> _Read:
-        """Up to `want` batches. What was read before an error comes before the error."""
+    def read(self, want: int, spare: int = 0) -> _Read:
+        """Up to `want` batches, and more while all are at most `spare` bytes; as many as come quickly.
+
+        What was read before an error comes before the error.
+        """
         rebatcher, iterator = self._rebatcher, self._iterator
         found: list[tuple[_Columns, int]] = []
         begun = time.perf_counter()
-        while len(found) < want:
+        while len(found) < want or spare > 0:
             try:
                 batch = rebatcher.take()
                 if batch is not None:
                     found.append(batch)
+                    if spare > 0:
+                        spare -= _size_of(batch[0])
                     if time.perf_counter() - begun > _READING:
                         break
                 elif rebatcher.finished:
@@ -861,6 +868,16 @@ class _Inline:
             close()
 
 
+def _size_of(columns: _Columns) -> int:
+    """Bytes of a batch; those of what is no plain array are not known and count as many."""
+    size = 0
+    for column in columns.values():
+        if not isinstance(column, np.ndarray) or column.dtype.kind == "O":
+            return _READ_AHEAD
+        size += column.nbytes
+    return size
+
+
 def _stop_at(rebatcher: Rebatcher) -> None:
     """Read no more; what was read is still to be taken, unless it is what failed."""
     if rebatcher.finished:
@@ -877,14 +894,15 @@ class _Threaded:
 
     def __init__(self, open_source: Callable[[], _Inline]) -> None:
         self._open = open_source
-        self._jobs: queue.SimpleQueue[tuple[int, asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
         # A run that nobody closed must not keep its thread.
         self._finalizer = weakref.finalize(self, self._jobs.put, None)
         self._finalizer.atexit = False
 
-    async def read(self, want: int) -> _Read:
+    def request(self, want: int, accept: Callable[[_Read], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Have up to `want` batches read, and `accept` called with them on the loop."""
         if self._thread is None:
             context = contextvars.copy_context()
             self._thread = threading.Thread(
@@ -894,9 +912,7 @@ class _Threaded:
                 daemon=True,  # a source that hangs must not keep the interpreter from ending
             )
             self._thread.start()
-        future: asyncio.Future[_Read] = asyncio.get_running_loop().create_future()
-        self._jobs.put((want, future))
-        return await future
+        self._jobs.put((want, accept, loop))
 
     def stop(self) -> None:
         """Have the thread close the source and end, once it is done with what it reads."""
@@ -914,26 +930,28 @@ class _Threaded:
         return True
 
 
+#: How many batches to read, what to call with them, and where.
+_Job: TypeAlias = "tuple[int, Callable[[_Read], None], asyncio.AbstractEventLoop]"
+
+
 def _serve(
-    open_source: Callable[[], _Inline],
-    jobs: queue.SimpleQueue[tuple[int, asyncio.Future[Any]] | None],
-    ended: threading.Event,
+    open_source: Callable[[], _Inline], jobs: queue.SimpleQueue[_Job | None], ended: threading.Event
 ) -> None:
     """What the reading thread does."""
     source: _Inline | None = None
     try:
         while (job := jobs.get()) is not None:
-            want, future = job
+            want, accept, loop = job
             answer: _Read
             try:
                 if source is None:
                     source = open_source()
-                answer = source.read(want)
+                answer = source.read(want, _READ_AHEAD)
             except BaseException as error:
                 answer = [], True, error
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for it
-                future.get_loop().call_soon_threadsafe(_give, future, answer)
-            del job, future, answer
+                loop.call_soon_threadsafe(accept, answer)
+            del job, accept, loop, answer  # while it waits it holds no batch, and keeps no run alive
     finally:
         try:
             if source is not None:
@@ -941,11 +959,6 @@ def _serve(
         except Exception:
             logger.warning("closing the source of a scoring run failed", exc_info=True)
         ended.set()
-
-
-def _give(future: asyncio.Future[_Read], answer: _Read) -> None:
-    if not future.done():
-        future.set_result(answer)
 
 
 class _Asynchronous:
@@ -956,7 +969,7 @@ class _Asynchronous:
         self._iterator = source.__aiter__()
         self._error: BaseException | None = None
 
-    async def read(self, want: int) -> _Read:
+    async def read(self) -> _Read:
         """One batch. What was read before an error comes before the error."""
         rebatcher, iterator = self._rebatcher, self._iterator
         found: list[tuple[_Columns, int]] = []
@@ -1065,8 +1078,9 @@ class Scoring:
         signature: fetches the model's signature; None to check nothing and send what is given.
         name: name of the model, for messages.
         batch_size: rows in a call.
-        max_in_flight: calls at a time, and batches in memory at a time: those read, under way, and not
-            handed out yet. None finds the number of calls, up to 64, and holds at most twice as many batches.
+        max_in_flight: calls at a time, and batches in memory at a time: those under way and those not handed
+            out yet. Of a source that is read in a thread a quarter more is read ahead, or 1 MiB if that is
+            more. None finds the number of calls, up to 64, and holds at most twice as many batches.
         ordered: hand out results in the order of the source, else as they are completed.
         on_error: what becomes of rows that the model refuses. They are found by dividing their batch:
             ``"raise"`` raises the first one's error, which names the row; ``"skip"`` leaves them out;
@@ -1129,7 +1143,10 @@ class Scoring:
         self._clock: Callable[[], float] = time.monotonic
         self._reader: _Reader | None = None
         self._feeder: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        #: Read in a thread and not started yet; and whether the thread is reading.
+        self._pending: deque[tuple[_Columns, int]] = deque()
+        self._reading = False
         #: Completed batches: by index, or as they came.
         self._ready: dict[int, ScoredBatch] = {}
         self._waiters: set[asyncio.Future[None]] = set()
@@ -1137,6 +1154,8 @@ class Scoring:
         #: The batch that a failure belongs to, and the failure.
         self._failure: tuple[int, BaseException] | None = None
         self._ended = False
+        #: The end of a source that is read in a thread: what it failed with, or None. None before that.
+        self._at_end: tuple[BaseException | None] | None = None
         self._closed = False
         #: Batches read, handed out, in flight; rows read.
         self._launched = self._handed = self._in_flight = 0
@@ -1168,7 +1187,8 @@ class Scoring:
         if self._loop is not None:
             raise RuntimeError("a scoring run is entered once; make another one")
         self._loop = asyncio.get_running_loop()
-        self._clock = self._loop.time
+        # The loop's clock, or the same without the way through the loop.
+        self._clock = time.monotonic if abs(self._loop.time() - time.monotonic()) < 1 else self._loop.time
         self._began = self._clock()
         self._samples.append((self._began, 0))
         self._feeder = self._loop.create_task(self._feed())
@@ -1191,7 +1211,8 @@ class Scoring:
         self._stopped = self._clock()
         self._wake()
         reader = self._reader
-        tasks = set(self._tasks)
+        tasks = set(self._tasks.values())
+        self._pending.clear()
         if self._feeder is not None:
             tasks.add(self._feeder)
         for task in tasks:
@@ -1202,10 +1223,11 @@ class Scoring:
             reader.close()
         if tasks:
             await asyncio.wait(tasks)
+        self._tasks.clear()
         self._ready.clear()
         if isinstance(reader, _Threaded) and not await reader.stopped(_SOURCE_PATIENCE):
             logger.warning(
-                "the source of a scoring run by %r is still being read after %g s; it is closed once that ends",
+                "the source of a scoring run by %r is still being read %g s after its end",
                 self.name,
                 _SOURCE_PATIENCE,
             )
@@ -1340,26 +1362,21 @@ class Scoring:
         try:
             await self._begin()
             reader = self._reader
-            if isinstance(reader, _Inline):
+            if not isinstance(reader, _Asynchronous):
                 self._fill()
                 return
-            assert reader is not None
             assert self._loop is not None
             while not self._ended and self._failure is None:
-                room = self._room()
-                if room > 0:
-                    self._accept(await reader.read(room))
+                if self._room() > 0:
+                    self._accept(await reader.read())
                     continue
                 self._room_for = self._loop.create_future()
                 await self._room_for
         except Exception as error:
             self._fail(self._launched, error)
         finally:
-            reader = self._reader
-            if isinstance(reader, _Asynchronous):
-                await reader.aclose()
-            elif isinstance(reader, _Threaded):
-                reader.stop()
+            if isinstance(self._reader, _Asynchronous):
+                await self._reader.aclose()
 
     async def _begin(self) -> None:
         if self._learn is not None:
@@ -1371,22 +1388,57 @@ class Scoring:
             self._total = len(rebatcher)
 
     def _accept(self, read: _Read) -> None:
+        """Start what was read."""
         batches, ended, error = read
         for columns, rows in batches:
             self._launch(columns, rows)
+        if ended:
+            self._end(error)
+
+    def _accept_from_thread(self, read: _Read) -> None:
+        """Start what was read as there is room, and have more read."""
+        batches, ended, error = read
+        self._reading = False
+        if self._closed or self._failure is not None:
+            return
+        self._pending += batches
+        if ended:
+            assert isinstance(self._reader, _Threaded)
+            self._reader.stop()
+            self._at_end = (error,)
+        self._fill()
+
+    def _end(self, error: BaseException | None) -> None:
+        """The source ends here."""
         if error is not None:
             self._fail(self._launched, error)
-        elif ended:
-            self._ended = True
-            self._total = self._next_row - self._first_row
-            self._wake()
+            return
+        self._ended = True
+        self._total = self._next_row - self._first_row
+        self._wake()
 
     def _fill(self) -> None:
-        """Start what there is room for."""
+        """Start what there is room for, and have more read."""
         reader = self._reader
         if isinstance(reader, _Inline):
             while (room := self._room()) > 0:
                 self._accept(reader.read(room))
+        elif isinstance(reader, _Threaded):
+            pending = self._pending
+            room = self._room()
+            while room > 0 and pending:
+                self._launch(*pending.popleft())
+                room -= 1
+            if not pending and not self._reading and not self._closed and self._failure is None:
+                if self._at_end is not None:
+                    if not self._ended:
+                        self._end(*self._at_end)
+                else:
+                    # A little ahead, so that the next calls need not wait for the source.
+                    limit = self._climber.limit if self._climber is not None else self._fixed
+                    self._reading = True
+                    assert self._loop is not None
+                    reader.request(room + max(1, limit // 4), self._accept_from_thread, self._loop)
         elif self._room_for is not None and not self._room_for.done() and self._room() > 0:
             self._room_for.set_result(None)
 
@@ -1397,9 +1449,7 @@ class Scoring:
         index = self._launched
         self._launched += 1
         self._in_flight += 1
-        task = self._loop.create_task(self._score(index, start, stop, columns))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[index] = self._loop.create_task(self._score(index, start, stop, columns))
 
     def _fail(self, index: int, error: BaseException) -> None:
         if self._failure is None or index < self._failure[0]:
@@ -1416,19 +1466,23 @@ class Scoring:
             kept: dict[str, Any] = {}
             if self._keep:
                 kept = {name: columns.pop(name) for name in self._keep if name in columns}
-            if any(type(column) is list for column in columns.values()):
-                columns = self._arrays(columns)
-            bad: list[BadRow] = []
+            for column in columns.values():
+                if type(column) is list:
+                    columns = self._arrays(columns)
+                    break
+            inputs = _bare(columns)
             try:
-                result = await self._predict(_bare(columns))
+                result = await self._predict(inputs)
             except errors.ServingError as error:
+                bad: list[BadRow] = []
                 parts = await self._resolve(columns, start, start, stop, error, bad)
                 if not parts and len(bad) > 1 and isinstance(error, _OF_ROWS_OR_SERVER):
                     raise
                 batch = self._put_together(index, start, stop, columns, kept, parts, bad)
             else:
-                self._retries += len(result.attempts) - 1 if result.attempts else 0
-                batch = ScoredBatch(index, start, stop, _bare(columns), result, kept, _results=(result,))
+                if len(result.attempts) > 1:
+                    self._retries += len(result.attempts) - 1
+                batch = ScoredBatch(index, start, stop, inputs, result, kept, _results=(result,))
             now = self._clock()
             batch.seconds = now - begun
             self._answered(now, stop - start, batch)
@@ -1438,6 +1492,7 @@ class Scoring:
         except Exception as error:
             self._fail(index, error)
         finally:
+            self._tasks.pop(index, None)
             self._in_flight -= 1
             if not self._ordered and not self._in_flight:
                 self._wake()
@@ -1500,7 +1555,7 @@ class Scoring:
                 raise
             error = failure
         else:
-            self._retries += len(result.attempts) - 1 if result.attempts else 0
+            self._retries += max(0, len(result.attempts) - 1)
             return [_Part(start, stop, result)]
         if stop - start == 1:
             if self._on_error == "raise":
