@@ -33,6 +33,7 @@ import copy
 import functools
 import itertools
 import math
+import os
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -151,13 +152,6 @@ class BatchingOptions:
             raise ValueError(
                 f"pad_axis must be at least 1 (axis 0 is that of the batch), got {self.pad_axis}"
             )
-
-    def size_for(self, rows: int) -> int:
-        """Rows that a batch of `rows` is filled up to."""
-        for size in self.allowed_batch_sizes:
-            if size >= rows:
-                return size if rows else 0
-        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +431,8 @@ class BatchedModel:
         self._options = options or BatchingOptions()
         #: Rows that a batch may have; less than the option if the server has said so.
         self._limit = self._options.max_batch_size
+        #: Sizes that batches are filled up to.
+        self._sizes = self._options.allowed_batch_sizes
         self._groups: dict[Any, _Group] = {}
         #: Those of one array of numbers, by what is told from the array at a glance.
         self._known: dict[Any, _Group] = {}
@@ -446,6 +442,7 @@ class BatchedModel:
         self._waiting = 0
         self._in_flight = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
         self._looking = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
@@ -523,8 +520,8 @@ class BatchedModel:
         """
         self._closed = True
         loop = self._loop
-        if loop is None or loop.is_closed():
-            return
+        if loop is None or loop.is_closed() or self._process != os.getpid():
+            return  # nobody is left who waits
         if loop is not asyncio.get_running_loop():
             raise errors.EventLoopError("this handle is bound to the event loop of its calls; close it there")
         self._look()
@@ -600,6 +597,7 @@ class BatchedModel:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
+            self._process = os.getpid()
         if output_filter is not None:
             output_filter = (output_filter,) if isinstance(output_filter, str) else tuple(output_filter)
         else:
@@ -656,7 +654,7 @@ class BatchedModel:
         self._count(1, rows, "idle")
         self._counts.wait.record(0.0)
         try:
-            if group.tail is None or self._options.allowed_batch_sizes:
+            if group.tail is None or self._sizes:
                 member = _Member(group, arrays, rows, deadline, now, _NOBODY)
                 return (await self._send([member], deadline, ()))[0]
             request = b"".join((self._head(group, arrays[0], rows), arrays[0], group.tail))  # type: ignore[arg-type]
@@ -789,7 +787,8 @@ class BatchedModel:
                 shape = (*shape[: axis - 1], -1, *shape[axis:])
             key = (*key, name, array.dtype, shape)
         if metadata:
-            key = (*key, tuple(metadata))
+            metadata = tuple((name, value) for name, value in metadata)
+            key = (*key, metadata)
         group = self._groups.get(key)
         if group is None:
             if signature is not None:
@@ -1222,7 +1221,9 @@ class BatchedModel:
     def _learn_limit(self, error: errors.InvalidArgumentError) -> None:
         found = _TOO_MANY_ROWS.search(error.details)
         if found is not None and 0 < int(found[1]) < self._limit:
-            self._limit = int(found[1])
+            limit = int(found[1])
+            self._sizes = tuple(size for size in self._sizes if size <= limit)
+            self._limit = self._sizes[-1] if self._sizes else limit
 
     async def _send(
         self, members: list[_Member], deadline: float | None, story: _Story
@@ -1232,7 +1233,7 @@ class BatchedModel:
         rows = 0
         for member in members:
             rows += member.rows
-        total = self._options.size_for(rows) if self._options.allowed_batch_sizes else rows
+        total = next((size for size in self._sizes if size >= rows), rows) if rows else 0
         self._counts.padding += total - rows
         request = self._encode(group, members, total)
         begun = self._time()

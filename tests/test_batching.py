@@ -747,6 +747,11 @@ def test_the_servers_own_limit_is_learnt() -> None:
             assert (await fresh.predict({"x": rows(*range(many))}))["y"][:, 0].tolist() == [
                 2 * i for i in range(many)
             ]
+        fresh = model.batched(allowed_batch_sizes=(4, 32), max_batch_size=32)
+        await together(fresh, 12)
+        model.asked.clear()
+        await together(fresh, 12)
+        assert model.sizes == [4, 4, 4]
         fresh = model.batched()
         results = await asyncio.gather(*(fresh.predict({"x": rows(*range(8))}) for _ in range(3)))
         assert all(result["y"].shape == (8, 3) for result in results)
@@ -1017,6 +1022,20 @@ def test_a_handle_belongs_to_its_loop() -> None:
         asyncio.run(batched.aclose())
     loop.close()
     asyncio.run(batched.aclose())
+
+
+def test_a_forked_process_has_nothing_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a forked child nobody waits: closing returns at once and does not ask for the parent's loop."""
+    batched = FakeModel().batched()
+
+    async def use() -> None:
+        await batched.predict({"x": rows(1)})
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(use())
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    asyncio.run(batched.aclose())
+    loop.close()
 
 
 def test_a_loop_that_ends_takes_everyone_along() -> None:
