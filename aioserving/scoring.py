@@ -453,6 +453,7 @@ class Rebatcher:
         #: Single rows that are no piece yet.
         self._singles: list[Any] = []
         self.finished = False
+        self._was_batch = False
         #: Rank of the inputs, the dimension of rows included, where it is known.
         self._ranks: dict[Any, int] = {}
         if signature is not None:
@@ -544,7 +545,10 @@ class Rebatcher:
         elif isinstance(item, Mapping):
             for name in item:
                 if name in ranks:
-                    return _depth(item[name]) == ranks[name]
+                    self._was_batch = _depth(item[name]) == ranks[name]
+                    return self._was_batch
+            if ranks and item:
+                return self._was_batch  # it has none of the names: bad in the way of those before
         elif _is_table(item):
             return True
         elif None in ranks:
@@ -692,8 +696,8 @@ class InFlightClimber:
 
     It doubles the number while rows are answered faster by a tenth at least, and goes back to the last number
     that paid. From then on it tries, now and then, a quarter more and a fifth less: more is kept if it is
-    faster by a twentieth, less if it is not slower by more than a fiftieth. Times in which the number was
-    not used up (the source or the consumer is what is slow) tell nothing and are passed over.
+    faster by half of what it is more, less if it is not slower by a quarter of what it is less. Times in
+    which the number was not used up (the source or the consumer is slow) tell nothing and are passed over.
 
     It is state and arithmetic; the clock is an argument.
 
@@ -801,8 +805,9 @@ class InFlightClimber:
     def _hold(self, rate: float, used: bool) -> None:
         if self._probing is not None:
             before, self._probing = self._probing, None
-            up = self.limit > before
-            if used and rate >= self._base * (1.05 if up else 0.98):
+            change = self.limit / before - 1
+            up = change > 0
+            if used and rate >= self._base * (1 + change * (0.5 if up else 0.25)):
                 self._base = rate
                 self._patience = 1
                 self._up_next = up
