@@ -409,7 +409,8 @@ class AsyncClient:
     async def _not_ready(self, endpoint: Endpoint, models: Sequence[str], deadline: float | None) -> str:
         """What an endpoint lacks, in words; empty if nothing."""
         left = self._remaining(deadline)
-        patience = 5.0 if left is None else min(5.0, max(left, 0.0))
+        # Never so short that the answer would only be that it was.
+        patience = 5.0 if left is None else min(5.0, max(left, 0.1))
         wrong = await check_connection(self._pool, endpoint, patience)
         if wrong:
             return f"{endpoint.target}: {wrong}"

@@ -560,6 +560,8 @@ def error_from_status(
         model: name of the model called.
         debug: gRPC's debug string; read for the cause of a failed connection.
     """
+    if code == "UNKNOWN" and details.startswith("Stream removed"):
+        code = "UNAVAILABLE"  # gRPC's word for a connection that broke, as when TLS found data corrupted
     kind = _ERRORS.get(code, errors.UnknownError)
     for text_code, pattern, text_kind in _TEXTS:
         if code == text_code and pattern.search(details):

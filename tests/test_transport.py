@@ -158,6 +158,14 @@ def test_the_servers_texts_tell_errors_apart(code: str, details: str, kind: type
     assert type(error_from_status(code, details)) is kind
 
 
+def test_a_broken_connection_is_unavailable_whatever_grpc_calls_it() -> None:
+    """UNKNOWN "Stream removed" comes from gRPC, not from a server, and is worth another attempt."""
+    details = "Stream removed (Unwrap failed (TSI_DATA_CORRUPTED))"
+    error = error_from_status("UNKNOWN", details)
+    assert (type(error), error.code, error.details) == (errors.UnavailableError, "UNAVAILABLE", details)
+    assert type(error_from_status("UNKNOWN", "1 model(s) did not become available")) is errors.UnknownError
+
+
 def test_a_message_beyond_the_limit_names_the_setting(lean: bool) -> None:
     """RESOURCE_EXHAUSTED for size is its own error; both directions."""
 
