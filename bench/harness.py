@@ -40,6 +40,44 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 }
 
 
+def python_with(name: str, *requirements: str, install: bool = True) -> str | None:
+    """A Python for a peer that is not installed here, in an environment that is made when first asked for.
+
+    Args:
+        name: of the environment, a folder below ``bench/.environments``.
+        requirements: what pip installs, beside the versions of grpcio, protobuf and numpy that are here:
+            these would otherwise be compared, too.
+        install: whether to make it if it is not there.
+
+    Returns:
+        The interpreter; None if it could not be made, which is said.
+    """
+    folder = HERE / ".environments" / name
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if (folder / "complete").exists():
+        return str(python)
+    if not install:
+        return None
+    folder.parent.mkdir(exist_ok=True)
+    (folder.parent / ".gitignore").write_text("*\n", encoding="utf-8")
+    same = [
+        f"{library}=={importlib.metadata.version(library)}" for library in ("grpcio", "protobuf", "numpy")
+    ]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, *requirements, *same]):
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"No environment for {name}: {getattr(error, 'stderr', None) or error}", file=sys.stderr)
+        return None
+    (folder / "complete").touch()
+    return str(python)
+
+
+def is_installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
 def has_tensorflow() -> bool:
     """Whether the official recipe can be run here."""
     return importlib.util.find_spec("tensorflow") is not None
@@ -434,6 +472,8 @@ class Options:
     scale: float = 1.0
     #: Whether to run what needs TensorFlow.
     tensorflow: bool = True
+    #: Whether to run also what takes long and shows little new.
+    full: bool = False
     #: Another checkout, whose aioserving is measured beside this one's; None for none.
     against: str | None = None
 
@@ -452,12 +492,14 @@ class Options:
         parser.add_argument(
             "--no-tensorflow", action="store_true", help="leave out what needs TensorFlow, though it is there"
         )
+        parser.add_argument("--full", action="store_true", help="also what takes long and shows little new")
         parser.add_argument("--against", metavar="PATH", help="another checkout to measure beside this one")
 
     @classmethod
     def from_namespace(cls, found: argparse.Namespace) -> Options:
         against = None if found.against is None else str(pathlib.Path(found.against).resolve())
-        return cls(found.quick, found.scale, has_tensorflow() and not found.no_tensorflow, against)
+        tensorflow = has_tensorflow() and not found.no_tensorflow
+        return cls(found.quick, found.scale, tensorflow, found.full, against)
 
     def rounds(self, count: int) -> int:
         return 2 if self.quick else max(3, round(count * self.scale))

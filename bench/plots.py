@@ -26,6 +26,42 @@ def _pyplot() -> Any:
     return pyplot
 
 
+def scaling(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> None:
+    """Throughput and latency by calls at a time, throughput by size with its limits, and by connections."""
+    pyplot = _pyplot()
+    panels: tuple[tuple[str, str, str, float, str], ...] = (
+        ("rate", "calls at a time", "calls per second", 1.0, "log"),
+        ("p50", "calls at a time", "median latency, ms", 1e3, "log"),
+        ("p99", "calls at a time", "99th percentile, ms", 1e3, "log"),
+        ("bandwidth", "bytes sent", "MB per second", 1e-6, "log"),
+        ("connections 3 KB", "connections to each", "calls per second, 3 KB", 1.0, "linear"),
+        ("connections 600 KB", "connections to each", "calls per second, 600 KB", 1.0, "linear"),
+    )
+    figure, axes = pyplot.subplots(3, 2, figsize=(10, 9))
+    for axis, (kind, below, beside, factor, scale) in zip(axes.flat, panels, strict=True):
+        lines: dict[str, dict[int, float]] = {}
+        for (found, number, label), value in figures.items():
+            if found == kind:
+                lines.setdefault(label, {})[number] = value * factor
+        for label, points in lines.items():
+            limit = label.startswith("limit")
+            style = {"color": "black", "linestyle": ":" if "memcpy" in label else "--"} if limit else {}
+            axis.plot(list(points), list(points.values()), marker="" if limit else "o", **style)
+            axis.lines[-1].set_label(label.replace("`", ""))
+        axis.set_xscale("log", base=2)
+        axis.set_yscale(scale)
+        if scale == "linear":
+            axis.set_ylim(bottom=0)
+        axis.set_xlabel(below)
+        axis.set_title(beside, loc="left")
+        if lines:
+            axis.legend(frameon=False, fontsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    _save(figure, path)
+    pyplot.close(figure)
+
+
 def peers(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> None:
     """Bars of CPU time per call: a panel for each payload and number of calls at a time."""
     pyplot = _pyplot()
@@ -114,6 +150,45 @@ def balancing(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path)
     axes[-1].legend(frameon=False, fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    _save(figure, path)
+    pyplot.close(figure)
+
+
+def mnist(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> None:
+    """Bars of the seconds that 10,000 requests take, by images in a request: a panel for each server."""
+    pyplot = _pyplot()
+    servers = list(dict.fromkeys(server for server, _, _ in figures))
+    sizes = list(dict.fromkeys(size for _, size, _ in figures))
+    labels = list(dict.fromkeys(label for _, _, label in figures))
+    ours = [label for label in labels if "predict" in label]
+    shades = dict(zip(ours, ("#9cc5d3", "#4f93aa", OURS_COLOUR), strict=False))
+    others = dict(
+        zip([x for x in labels if x not in ours], ("#8f8f8f", OTHER_COLOUR, "#e0b070"), strict=False)
+    )
+    figure, axes = pyplot.subplots(len(servers), 1, figsize=(8, 3.2 * len(servers)), squeeze=False)
+    for axis, server in zip(axes[:, 0], servers, strict=True):
+        width = 0.85 / len(labels)
+        for index, label in enumerate(labels):
+            values = [figures.get((server, size, label), float("nan")) for size in sizes]
+            drawn = axis.bar(
+                [place + index * width for place in range(len(sizes))],
+                values,
+                width,
+                label=label.replace("`", ""),
+                color={**shades, **others}[label],
+            )
+            axis.bar_label(drawn, fmt="%.3g", padding=1, fontsize=6)
+        axis.set_xticks(
+            [place + 0.425 - width / 2 for place in range(len(sizes))], [str(size) for size in sizes]
+        )
+        axis.set_yscale("log")
+        axis.margins(y=0.15)
+        axis.set_ylabel("seconds")
+        axis.set_title(f"10,000 requests of digits, {server}", loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1][0].set_xlabel("images in a request")
+    axes[-1][0].legend(frameon=False, fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     figure.tight_layout()
     _save(figure, path)
     pyplot.close(figure)

@@ -20,7 +20,18 @@ import sys
 from harness import HERE, RESULTS, Options, Report, machine
 
 #: Benchmarks that make a `Report`, in the order in which they run.
-REPORTING = ("import", "cold_start", "predict", "resilience", "blocking", "connections", "balancing", "peers")
+REPORTING = (
+    "import",
+    "cold_start",
+    "predict",
+    "resilience",
+    "blocking",
+    "connections",
+    "balancing",
+    "peers",
+    "mnist",
+    "scaling",
+)
 #: Benchmarks with a `main` of their own, which print a table and give 1 if they missed a goal.
 PRINTING = tuple(
     sorted({path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py")} - set(REPORTING))
@@ -53,15 +64,18 @@ def run_printing(name: str, options: Options) -> tuple[str, bool]:
 
 def draw(report: Report, folder: pathlib.Path) -> str | None:
     """Draw a report's figures, if there is a plot for them; gives the file's name."""
-    if report.name not in ("peers", "connections", "balancing") or not report.figures:
+    if not report.figures:
         return None
     if importlib.util.find_spec("matplotlib") is None:
         print("(matplotlib is not installed: no plot)\n")
         return None
     import plots
 
+    plot = getattr(plots, report.name, None)
+    if plot is None:
+        return None
     path = folder / f"{report.name}.svg"
-    getattr(plots, report.name)(report.figures, path)
+    plot(report.figures, path)
     return path.name
 
 

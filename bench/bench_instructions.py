@@ -1,0 +1,156 @@
+"""Instructions of the codec and the call path, counted by callgrind, beside a committed baseline.
+
+    python bench/bench_instructions.py            exit code 1 if a case takes 5 % more than the baseline
+    python bench/bench_instructions.py --update   make what is measured now the baseline
+
+Unlike time, a count is the same on a busy machine and a quiet one, so CI can hold changes to it. What is
+counted are the machine instructions of one iteration in user space: a process that makes the case N times
+more than another one, in which nothing else differs, executes that many more (`instructions_case.py`).
+
+Counts depend on the interpreter and on the libraries that come compiled, so the baseline in
+`instructions.json` is kept for each combination of versions and each kind of processor. Where there is none
+for what is installed, that is said, and nothing is judged. Exit code 2 if valgrind is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from harness import HERE, environment
+
+BASELINE = HERE / "instructions.json"
+TOLERANCE = 0.05
+#: Cases at most; None for all of them. `run.py --quick` sets it to 1.
+FEWEST: int | None = None
+_COLLECTED = re.compile(r"Collected : (\d+)")
+
+#: Case -> iterations that are counted; fewer where one takes long.
+ITERATIONS: Mapping[str, int] = {
+    "encode 3 KB": 500,
+    "encode 10 inputs": 200,
+    "decode 1x10 float_val": 500,
+    "decode 1x10 float_val, first of its kind": 300,
+    "decode 1M float_val": 200,
+    "decode 1M int64_val below 128": 10,
+    "predict": 300,
+    "predict of a handle": 300,
+}
+
+
+def versions() -> str:
+    """What counts depend on, as the baseline names it."""
+    found = [f"{platform.machine()} {platform.python_implementation()} {platform.python_version()}"]
+    found += [f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "protobuf", "grpcio")]
+    return ", ".join(found)
+
+
+def total(case: str, iterations: int) -> int:
+    """Instructions of a whole process that makes `case` that many times, beside the warm-up of all."""
+    done = subprocess.run(
+        [
+            "valgrind",
+            "--tool=callgrind",
+            "--callgrind-out-file=/dev/null",
+            sys.executable,
+            str(HERE / "instructions_case.py"),
+            str(iterations),
+            case,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment(), "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    found = _COLLECTED.search(done.stderr)
+    if done.returncode or found is None:
+        raise RuntimeError(f"{case!r} under valgrind ended with code {done.returncode}:\n{done.stderr}")
+    return int(found[1])
+
+
+def measure(cases: Sequence[str]) -> dict[str, int]:
+    """Instructions of one iteration of each case."""
+    # Once without valgrind: modules are compiled and kept, which no counted process then does.
+    subprocess.run(
+        [sys.executable, str(HERE / "instructions_case.py"), "1", cases[0]],
+        check=True,
+        env={**environment(), "PYTHONHASHSEED": "0"},
+    )
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        # The case is named in both runs, so that they differ in nothing but the iterations.
+        without = threads.submit(total, cases[0], 0)
+        counted = {case: threads.submit(total, case, ITERATIONS[case]) for case in cases}
+        return {
+            case: round((future.result() - without.result()) / ITERATIONS[case])
+            for case, future in counted.items()
+        }
+
+
+def compare(counts: Mapping[str, int], known: Mapping[str, int] | None, tolerance: float) -> tuple[str, bool]:
+    """A table of the counts beside those of the baseline, and whether none is over it by too much."""
+    lines = ["| case | instructions | baseline | to it | |", "| --- | ---: | ---: | ---: | --- |"]
+    met = True
+    for case, count in counts.items():
+        base = None if known is None else known.get(case)
+        if base is None:
+            lines.append(f"| {case} | {count:,} | | | no baseline |")
+            continue
+        ratio = count / base
+        good = ratio <= 1 + tolerance
+        verdict = "REGRESSION" if not good else "better: --update" if ratio < 1 - tolerance else "met"
+        met &= good
+        lines.append(f"| {case} | {count:,} | {base:,} | {ratio:.3f}x | {verdict} |")
+    return "\n".join(lines), met
+
+
+def update(path: pathlib.Path, counts: Mapping[str, int]) -> None:
+    """Make `counts` those of the versions installed; what is there of other versions, or cases, stays."""
+    everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    everything[versions()] = {**everything.get(versions(), {}), **counts}
+    path.write_text(json.dumps(everything, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Count, compare and print; without arguments, as from `run.py`, a missing valgrind is only said."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("cases", nargs="*", help=f"which ones: {'; '.join(ITERATIONS)}; all if not given")
+    parser.add_argument("--update", action="store_true", help="write the baseline instead of judging by it")
+    parser.add_argument("--quick", action="store_true", help="only one case")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="share; default: %(default)s")
+    parser.add_argument("--baseline", type=pathlib.Path, default=BASELINE, help="file; default: %(default)s")
+    found = parser.parse_args([] if arguments is None else arguments)
+    for case in found.cases:
+        if case not in ITERATIONS:
+            parser.error(f"no case {case!r}: there are {', '.join(ITERATIONS)}")
+    if shutil.which("valgrind") is None:
+        print(
+            "Left out: instructions are counted by valgrind, which is not installed (apt install valgrind)."
+        )
+        return 0 if arguments is None else 2
+    counts = measure(found.cases or list(ITERATIONS)[: 1 if found.quick else FEWEST])
+    if found.update:
+        update(found.baseline, counts)
+    everything = json.loads(found.baseline.read_text(encoding="utf-8")) if found.baseline.exists() else {}
+    known = everything.get(versions())
+    table, met = compare(counts, known, found.tolerance)
+    print(table)
+    print(f"\nCounted with {versions()}; a case may take {found.tolerance:.0%} more than the baseline.")
+    if known is None:
+        print(
+            f"No baseline for these versions in {found.baseline.name}, nothing is judged; --update adds it."
+        )
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
