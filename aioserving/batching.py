@@ -622,11 +622,10 @@ class BatchedModel:
         now = loop.time()
         if rows > self._limit:
             return await self._predict_divided(group, arrays, rows, deadline, priority, now)
-        if not (group.waiting or group.in_flight or group.company) and (
-            self._in_flight < self._options.max_in_flight
-        ):
+        busy = self._in_flight >= self._options.max_in_flight
+        if not (busy or group.waiting or group.in_flight or group.company):
             return await self._predict_alone(group, arrays, rows, deadline, now)
-        if deadline is not None or self._waiting >= self._options.max_waiting:
+        if busy or (deadline is not None and deadline <= now) or self._waiting >= self._options.max_waiting:
             self._check_room(deadline, now)
         member = _Member(group, arrays, rows, deadline, now, loop.create_future())
         self._push(member, priority)
