@@ -25,6 +25,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 
 from harness import HERE, environment
@@ -35,16 +36,17 @@ TOLERANCE = 0.05
 FEWEST: int | None = None
 _COLLECTED = re.compile(r"Collected : (\d+)")
 
-#: Case -> iterations that are counted; fewer where one takes long.
+#: Case -> iterations that are counted: some fifty million instructions, beside which what differs between
+#: processes (a hundred thousand in a billion) is little.
 ITERATIONS: Mapping[str, int] = {
-    "encode 3 KB": 500,
-    "encode 10 inputs": 200,
-    "decode 1x10 float_val": 500,
-    "decode 1x10 float_val, first of its kind": 300,
-    "decode 1M float_val": 200,
+    "encode 3 KB": 8000,
+    "encode 10 inputs": 1000,
+    "decode 1x10 float_val": 8000,
+    "decode 1x10 float_val, first of its kind": 1000,
+    "decode 1M float_val": 8000,
     "decode 1M int64_val below 128": 10,
-    "predict": 300,
-    "predict of a handle": 300,
+    "predict": 1000,
+    "predict of a handle": 1000,
 }
 
 
@@ -55,45 +57,51 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def total(case: str, iterations: int) -> int:
+def total(folder: str, case: str, iterations: int) -> int:
     """Instructions of a whole process that makes `case` that many times, beside the warm-up of all."""
-    done = subprocess.run(
-        [
-            "valgrind",
-            "--tool=callgrind",
-            "--callgrind-out-file=/dev/null",
-            sys.executable,
-            str(HERE / "instructions_case.py"),
-            str(iterations),
-            case,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**environment(), "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},
-    )
+    valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+    if shutil.which("setarch"):
+        # Where memory lies decides the order of sets of objects.
+        valgrind = ["setarch", platform.machine(), "--addr-no-randomize", *valgrind]
+    done = run_case(folder, case, iterations, valgrind)
     found = _COLLECTED.search(done.stderr)
     if done.returncode or found is None:
         raise RuntimeError(f"{case!r} under valgrind ended with code {done.returncode}:\n{done.stderr}")
     return int(found[1])
 
 
+def run_case(
+    folder: str, case: str, iterations: int, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    script = os.path.join(folder, "bench", "instructions_case.py")
+    same = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": folder}
+    return subprocess.run(
+        [*before, sys.executable, script, str(iterations), case],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment(), **same},
+    )
+
+
 def measure(cases: Sequence[str]) -> dict[str, int]:
     """Instructions of one iteration of each case."""
-    # Once without valgrind: modules are compiled and kept, which no counted process then does.
-    subprocess.run(
-        [sys.executable, str(HERE / "instructions_case.py"), "1", cases[0]],
-        check=True,
-        env={**environment(), "PYTHONHASHSEED": "0"},
-    )
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        # The case is named in both runs, so that they differ in nothing but the iterations.
-        without = threads.submit(total, cases[0], 0)
-        counted = {case: threads.submit(total, case, ITERATIONS[case]) for case in cases}
-        return {
-            case: round((future.result() - without.result()) / ITERATIONS[case])
-            for case, future in counted.items()
-        }
+    with tempfile.TemporaryDirectory(prefix="aioserving-bench-") as folder:
+        # A copy: nothing that is edited meanwhile, and compiled anew, comes in between.
+        ignored = shutil.ignore_patterns("__pycache__", ".*", "results")
+        for name in ("aioserving", "bench"):
+            shutil.copytree(HERE.parent / name, os.path.join(folder, name), ignore=ignored)
+        # Once without valgrind: modules are compiled and kept, which no counted process then does.
+        done = run_case(folder, cases[0], 1)
+        if done.returncode:
+            raise RuntimeError(f"{cases[0]!r} ended with code {done.returncode}:\n{done.stderr}")
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            without = threads.submit(total, folder, cases[0], 0)
+            counted = {case: threads.submit(total, folder, case, ITERATIONS[case]) for case in cases}
+            return {
+                case: round((future.result() - without.result()) / ITERATIONS[case])
+                for case, future in counted.items()
+            }
 
 
 def compare(counts: Mapping[str, int], known: Mapping[str, int] | None, tolerance: float) -> tuple[str, bool]:

@@ -52,7 +52,7 @@ def limit_of(client: float, server: float) -> str:
         return "all cores of the machine"
     if max(client, server) >= BUSY:
         return "client CPU" if client >= server else "server CPU"
-    return "waiting: one call after another"
+    return "neither is busy: waiting"
 
 
 def busy(found: Rounds, label: str) -> tuple[str, str, str]:
@@ -136,7 +136,7 @@ def by_size(report: Report, options: Options) -> None:
                     f"{size:,}",
                     label,
                     f"{bandwidth / 1e6:,.0f}",
-                    "" if label == LOOPBACK else found.ratio(LOOPBACK, label, "wall_per_call").ratio,
+                    "" if label == LOOPBACK else found.ratio(label, LOOPBACK, "wall_per_call").ratio,
                     seconds(found.latency(label, 0.5)),
                     seconds(found.latency(label, 0.99)),
                     seconds(found.median(label)),
@@ -149,7 +149,7 @@ def by_size(report: Report, options: Options) -> None:
             "bytes",
             "client",
             "MB per second",
-            "to loopback",
+            "time, to loopback",
             "p50",
             "p99",
             "CPU time per call, client",

@@ -518,9 +518,12 @@ class Loopback(BlockingClient):
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = self.connection
 
+        view = memoryview(data)
+
         def call() -> Any:
-            connection.sendall(head)
-            connection.sendall(data)
+            sent = connection.sendmsg((head, data)) - len(head)
+            if sent < len(data):
+                connection.sendall(view[sent:])
             return connection.recv(40, socket.MSG_WAITALL)
 
         return call
