@@ -36,6 +36,11 @@ __all__ = ["Answer", "Calls", "ModelRecord", "ModelStats"]
 #: The serialized response, and the attempts it took; the last one of them is where it came from.
 Answer = tuple[bytes, tuple[Attempt, ...]]
 
+#: Bytes from which a message keeps a connection from answering anything else, and bytes per second that it
+#: takes at the least: until then silence says nothing.
+_LARGE: Final = 1024 * 1024
+_SLOW: Final = 4e6
+
 #: Codes of calls that ended on this side, maybe, and so tell nothing of whether anybody is there.
 _UNANSWERED: Final = frozenset({"DEADLINE_EXCEEDED", "CANCELLED"})
 
@@ -67,13 +72,15 @@ class ModelStats:
 class ModelRecord:
     """What is counted of the calls of one model."""
 
-    __slots__ = ("calls", "errors", "hedging", "latencies", "model", "retries")
+    __slots__ = ("answer_size", "calls", "errors", "hedging", "latencies", "model", "retries")
 
     def __init__(self, model: str, hedging: Hedging | None) -> None:
         self.model = model
         self.calls = 0
         self.errors = 0
         self.retries = 0
+        #: Bytes of the last answer.
+        self.answer_size = 0
         self.hedging = hedging
         self.latencies = LatencyHistogram()
 
@@ -195,6 +202,7 @@ class Calls:
             raise
         seconds = self.clock() - begun
         record.calls += 1
+        record.answer_size = len(response)
         record.latencies.record(seconds)
         story = tuple(attempts)
         if record.hedging is not None:
@@ -294,7 +302,7 @@ class Calls:
                     begun,
                     attempts,
                     tried,
-                    record.hedging,
+                    record,
                     None,
                     self._retry.attempt_timeout,
                 )
@@ -303,7 +311,7 @@ class Calls:
                     raise last from None  # it was closing, and had failed before
                 if circuit.state is State.HALF_OPEN:
                     circuit.release(self.clock())
-                if isinstance(error, errors.ResourceExhaustedError):  # refused on this side
+                if isinstance(error, (errors.ResourceExhaustedError, errors.DeadlineExceededError)):
                     from aioserving.events import CallRefused
 
                     self._observers.emit(CallRefused(place.model, _short(method), error.details))
@@ -369,7 +377,7 @@ class Calls:
         begun: float,
         attempts: list[Attempt],
         tried: list[Endpoint],
-        hedging: Hedging | None,
+        record: ModelRecord | None,
         only: Endpoint | None,
         limit: float | None,
     ) -> tuple[bytes, errors.RPCError | None, Endpoint]:
@@ -388,6 +396,13 @@ class Calls:
                 raise _late(attempts)
         if limit is not None and (timeout is None or limit < timeout):
             timeout = limit
+        if record is not None:
+            size = len(request) + record.answer_size
+            if size > _LARGE:
+                connection.busy_until = max(connection.busy_until, now + size / _SLOW)
+            hedging = record.hedging
+        else:
+            hedging = None
         if hedging is not None:
             delay = hedging.delay(now)
             if delay is not None and len(pool.endpoints) > 1:

@@ -22,6 +22,7 @@ from aioserving.balancing import BalancingOptions, subset
 from aioserving.calls import Answer, Calls, ModelRecord, ModelStats
 from aioserving.circuit import CircuitOptions
 from aioserving.codec import (
+    ResponseDecoder,
     decode_model_spec,
     decode_predict_response,
     encode_model_spec,
@@ -48,7 +49,7 @@ from aioserving.queueing import QueueStats
 from aioserving.resolver import Resolver, ResolverOptions
 from aioserving.retry import NO_RETRIES, RetryPolicy
 from aioserving.security import TLS, Credentials, check_metadata, check_plaintext, connection_advice
-from aioserving.signature import ModelMetadata, Signature
+from aioserving.signature import ModelMetadata, RequestEncoder, Signature
 from aioserving.status import ModelStatus, VersionStatus
 from aioserving.targets import Target, Targets, parse_targets, proxy_note
 from aioserving.tf_examples import Context, Examples, encode_input
@@ -137,6 +138,8 @@ class _Plan:
     """What is known in advance of calls to one (model, version, label, signature)."""
 
     __slots__ = (
+        "decoder",
+        "encoder",
         "fetched_at",
         "known",
         "model",
@@ -174,6 +177,8 @@ class _Plan:
         self.signature: Signature | None = None
         self.known: dict[int, Signature] = {}  # by version: servers of a fleet may differ for a while
         self.version = -1  # of `signature`
+        self.encoder: RequestEncoder | None = None  # for the signature that was called last
+        self.decoder = ResponseDecoder()
         self.seen_spec = b""  # the ModelSpec of the last answer: a new one may mean a new version
         self.fetched_at = 0.0
 
@@ -413,7 +418,11 @@ class AsyncClient:
         patience = 5.0 if left is None else min(5.0, max(left, 0.1))
         wrong = await check_connection(self._pool, endpoint, patience)
         if wrong:
-            return f"{endpoint.target}: {wrong}"
+            if len(self._pool.endpoints) > 1:
+                self._pool.lose(endpoint, wrong)  # callers need not find out
+            error = errors.UnavailableError(wrong)
+            self._explain(error, endpoint)
+            return f"{endpoint.target}: {error.details}"
         for model in models:
             try:
                 if await self._has_model(endpoint, Place(model), patience) is False:
@@ -678,28 +687,26 @@ class AsyncClient:
             signature = plan.signature
             if signature is None:
                 signature = await self._learn(plan, deadline)
+            encoder = plan.encoder
+            if encoder is None or encoder.signature is not signature:
+                encoder = plan.encoder = RequestEncoder(signature, plan.model_spec)
             try:
-                arrays = signature.prepare(inputs)
-                if output_filter:
-                    signature.check_outputs(output_filter)
+                request = encoder.encode(inputs, output_filter or ())
             except errors.InvalidInputError:
                 # The signature may be an old version's: believe a refusal only if it is fresh.
                 newer = await self._learn_again(plan, deadline)
                 if newer is None:
                     raise
-                arrays = newer.prepare(inputs)
-                if output_filter:
-                    newer.check_outputs(output_filter)
+                request = RequestEncoder(newer, plan.model_spec).encode(inputs, output_filter or ())
         else:
-            arrays = _unchecked(plan.model, inputs)
-        request = encode_predict_request(
-            arrays, model_spec=plan.model_spec, output_filter=output_filter or ()
-        )
+            request = encode_predict_request(
+                _unchecked(plan.model, inputs), model_spec=plan.model_spec, output_filter=output_filter or ()
+            )
         response, attempts = await self._calls.call(
             _PREDICT, request, deadline, plan.place, plan.record, metadata
         )
         try:
-            outputs, model_spec = decode_predict_response(response)
+            outputs, model_spec = plan.decoder.decode(response)
             if model_spec != plan.seen_spec:
                 _note(plan, model_spec)
         except errors.DecodeError as error:

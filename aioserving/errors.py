@@ -124,8 +124,8 @@ class RPCError(ServingError):
         gave_up: why it was not sent again, if that may be asked; else empty.
         pushback: seconds after which the server asked to try again, negative for never; None if it
             said nothing.
-        withdrawn: whether the client itself ended the last attempt, because its connection had fallen
-            silent.
+        withdrawn: whether the last attempt cost no server anything: there was no connection, or the client
+            itself ended it because the connection had fallen silent.
     """
 
     #: The code of errors of this class that do not say otherwise.

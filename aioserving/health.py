@@ -40,8 +40,9 @@ class HealthOptions:
     minimum_calls: int = 20
     #: Share of failed calls, above the fleet's median, at which an endpoint is an outlier; 1: never.
     failure_share: float = 0.4
-    #: Latency, in terms of the fleet's median, at which an endpoint is an outlier; infinity: never.
-    latency_factor: float = 20.0
+    #: Latency, in terms of the fleet's median, at which an endpoint is an outlier; infinity: never. (The
+    #: balancer's estimate ends at ten times the mean.)
+    latency_factor: float = 8.0
     #: Seconds of an outlier's first ejection; twice as long every time, and less again with good behaviour.
     ejection: float = 5.0
     #: Seconds of the longest ejection.

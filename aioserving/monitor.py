@@ -160,6 +160,7 @@ class Monitor:
             quiet_since = connection.quiet_since
             if quiet_since or connection.in_flight:
                 busy = True
+            quiet_since = max(quiet_since, connection.busy_until) if quiet_since else 0.0
             if quiet_since and now - max(quiet_since, connection.probed_at) >= self._options.probe_after:
                 connection.probed_at = math.inf
                 self._spawn(self._probe_connection(connection))

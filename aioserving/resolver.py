@@ -60,6 +60,8 @@ class ResolverOptions:
     backoff: float = 1.0
     #: What that is doubled up to.
     max_backoff: float = 30.0
+    #: Gives the IP addresses of a host and port, where it is not the system that knows them.
+    lookup: Lookup | None = None
 
     def __post_init__(self) -> None:
         for name in ("interval", "timeout", "backoff", "max_backoff"):
@@ -277,6 +279,7 @@ class Resolver:
         self._on_change: Callable[[], OnChange | None] = lambda: on_change
         if inspect.ismethod(on_change):
             self._on_change = weakref.WeakMethod(on_change)
+        lookup = lookup or self.options.lookup
         self._system = SystemLookup() if lookup is None else None
         self._lookup: Lookup = self._system or lookup  # type: ignore[assignment]
         self._clock = clock

@@ -393,8 +393,8 @@ def decide(
             f"no time left: the next attempt would start after {delay:.3f} s, "
             + (f"the deadline is in {remaining:.3f} s" if remaining > 0 else "the deadline has passed")
         )
-    # An attempt that this side has ended is replaced, not added to; and all of a connection's are ended
-    # together, more than a budget can pay for.
+    # An attempt that never got anywhere, or that this side has ended, is replaced, not added to; and all of
+    # a connection's end together, more than a budget can pay for.
     if not error.withdrawn and not budget.try_withdraw(now):
         return GiveUp(
             f"the retry budget is empty: too many calls failed lately, and retries are kept to "

@@ -521,6 +521,9 @@ _TEXTS: Final[tuple[tuple[str, re.Pattern[str], type[RPCError]], ...]] = tuple(
     )
 )
 
+# What gRPC says when there was no connection to send anything on.
+_NEVER_SENT = re.compile(r"failed to connect to|[Cc]onnection refused|resolution failed|empty address list")
+
 _MISSING_HTTP2 = re.compile(
     r"(?i)trying to connect an http1|first 16 bytes|settings frame|missing http/2|http2 header with status|"
     r"received http2? ?:|text/html|bad (http2 )?preface|failed parsing http/2"
@@ -574,10 +577,12 @@ def error_from_status(
             f"{details}; the port does not speak gRPC. TensorFlow Serving's REST port is usually 8501, "
             "its gRPC port 8500"
         )
-    return kind(
+    error = kind(
         details,
         code=code,
         endpoint=endpoint,
         method=None if method is None else method.rpartition("/")[2],
         model=model,
     )
+    error.withdrawn = code == "UNAVAILABLE" and _NEVER_SENT.search(details) is not None
+    return error

@@ -148,6 +148,21 @@ def test_a_quiet_connection_is_given_up_and_its_endpoint_left() -> None:
     run(story())
 
 
+def test_a_connection_that_carries_a_large_message_is_given_its_time() -> None:
+    """What is behind a hundred megabytes cannot be answered yet; when that time is over, it is probed."""
+
+    async def story() -> None:
+        async with watched("a:1", "b:1") as it:
+            it.fleet["a:1"].silent = True
+            begun = asyncio.get_running_loop().time()
+            connection = it.pool.endpoints[0].connections[0]
+            connection.busy_until = begun + 10.0
+            assert await it.call(endpoint=it.pool.endpoints[0]) == "UNAVAILABLE"
+            assert 12.0 <= asyncio.get_running_loop().time() - begun <= 12.6
+
+    run(story())
+
+
 def test_a_slow_server_that_answers_probes_is_left_alone() -> None:
     """A call may take long: any answer to a probe proves that somebody is there."""
 

@@ -995,8 +995,9 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def release(self, data: Any, error: BaseException | None, seconds: float | None, broken: bool) -> None:
         connection = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        if broken and isinstance(connection.transport, FakeTransport):
-            connection.transport.break_down()
+        transport = connection.transport
+        if broken and isinstance(transport, FakeTransport) and transport.state != "closed":
+            transport.break_down()
         self.act(self.pool.release, connection, error, seconds)
 
     @precondition(lambda self: self.waiting)
