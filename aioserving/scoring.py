@@ -90,8 +90,11 @@ _Column: TypeAlias = "Array | list[Any]"
 #: Columns by name; None is the name of the only input where the source names none.
 _Columns: TypeAlias = "dict[str | None, _Column]"
 
-#: Batches, whether there are no more, and what the source failed with.
-_Read: TypeAlias = "tuple[list[tuple[_Columns, int]], bool, BaseException | None]"
+#: Batches that were read, each with its number of rows.
+_Found: TypeAlias = "deque[tuple[_Columns, int]]"
+
+#: The end of a source: what it failed with, or None.
+_End: TypeAlias = "tuple[BaseException | None]"
 
 #: Most calls in flight that are found automatically.
 _MOST_IN_FLIGHT: Final = 64
@@ -400,6 +403,11 @@ def _is_arrow_column(value: Any) -> bool:
     return hasattr(value, "null_count") and hasattr(value, "to_pylist") and hasattr(value, "slice")
 
 
+def _is_array_like(value: Any) -> bool:
+    """Whether rows can be sliced from it as from an array: datasets of h5py and zarr, tensors."""
+    return all(hasattr(value, name) for name in ("dtype", "shape", "__getitem__", "__len__"))
+
+
 def _is_table(value: Any) -> bool:
     """Whether it is a pandas DataFrame, or a pyarrow Table or RecordBatch, or can be made one."""
     return (
@@ -622,6 +630,8 @@ class Rebatcher:
                 cut = _cut_series
             elif _is_arrow_column(value):
                 cut = _cut_arrow
+            elif _is_array_like(value):
+                cut = _cut_mapped
             else:
                 value = np.asarray(value)  # noqa: PLW2901
             if not getattr(value, "shape", (0,)):
@@ -838,19 +848,19 @@ class _Inline:
         self._iterator = iterator
         self._error: BaseException | None = None
 
-    def read(self, want: int, spare: int = 0) -> _Read:
-        """Up to `want` batches, and more while all are at most `spare` bytes; as many as come quickly.
+    def read(self, found: _Found, want: int, spare: int = 0) -> _End | None:
+        """Add up to `want` batches to `found`, and more while all are at most `spare` bytes.
 
-        What was read before an error comes before the error.
+        It comes back early when reading takes its time. What was read before an error comes before the error.
         """
         rebatcher, iterator = self._rebatcher, self._iterator
-        found: list[tuple[_Columns, int]] = []
         begun = time.perf_counter()
-        while len(found) < want or spare > 0:
+        while want > 0 or spare > 0:
             try:
                 batch = rebatcher.take()
                 if batch is not None:
                     found.append(batch)
+                    want -= 1
                     if spare > 0:
                         spare -= _size_of(batch[0])
                     if time.perf_counter() - begun > _READING:
@@ -864,8 +874,7 @@ class _Inline:
             except BaseException as error:
                 _stop_at(rebatcher)
                 self._error = self._error or error
-        ended = rebatcher.finished and not len(rebatcher)
-        return found, ended, self._error if ended else None
+        return (self._error,) if rebatcher.finished and not len(rebatcher) else None
 
     def close(self) -> None:
         close = getattr(self._iterator, "close", None)
@@ -899,6 +908,8 @@ class _Threaded:
 
     def __init__(self, open_source: Callable[[], _Inline]) -> None:
         self._open = open_source
+        #: What was read. The thread adds to it as it reads, so that nothing waits for what comes next.
+        self.found: _Found = deque()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -906,13 +917,15 @@ class _Threaded:
         self._finalizer = weakref.finalize(self, self._jobs.put, None)
         self._finalizer.atexit = False
 
-    def request(self, want: int, accept: Callable[[_Read], None], loop: asyncio.AbstractEventLoop) -> None:
-        """Have up to `want` batches read, and `accept` called with them on the loop."""
+    def request(
+        self, want: int, accept: Callable[[_End | None], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Have up to `want` batches read, and `accept` called on the loop."""
         if self._thread is None:
             context = contextvars.copy_context()
             self._thread = threading.Thread(
                 target=context.run,
-                args=(_serve, self._open, self._jobs, self._ended),
+                args=(_serve, self._open, self.found, self._jobs, self._ended),
                 name="aioserving-scoring-source",
                 daemon=True,  # a source that hangs must not keep the interpreter from ending
             )
@@ -936,27 +949,30 @@ class _Threaded:
 
 
 #: How many batches to read, what to call with them, and where.
-_Job: TypeAlias = "tuple[int, Callable[[_Read], None], asyncio.AbstractEventLoop]"
+_Job: TypeAlias = "tuple[int, Callable[[_End | None], None], asyncio.AbstractEventLoop]"
 
 
 def _serve(
-    open_source: Callable[[], _Inline], jobs: queue.SimpleQueue[_Job | None], ended: threading.Event
+    open_source: Callable[[], _Inline],
+    found: _Found,
+    jobs: queue.SimpleQueue[_Job | None],
+    ended: threading.Event,
 ) -> None:
     """What the reading thread does."""
     source: _Inline | None = None
     try:
         while (job := jobs.get()) is not None:
             want, accept, loop = job
-            answer: _Read
+            end: _End | None
             try:
                 if source is None:
                     source = open_source()
-                answer = source.read(want, _READ_AHEAD)
+                end = source.read(found, want, _READ_AHEAD)
             except BaseException as error:
-                answer = [], True, error
+                end = (error,)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for it
-                loop.call_soon_threadsafe(accept, answer)
-            del job, accept, loop, answer  # while it waits it holds no batch, and keeps no run alive
+                loop.call_soon_threadsafe(accept, end)
+            del job, accept, loop, end  # while it waits it keeps no run alive
     finally:
         try:
             if source is not None:
@@ -974,26 +990,24 @@ class _Asynchronous:
         self._iterator = source.__aiter__()
         self._error: BaseException | None = None
 
-    async def read(self) -> _Read:
-        """One batch. What was read before an error comes before the error."""
+    async def read(self, found: _Found) -> _End | None:
+        """Add one batch to `found`. What was read before an error comes before the error."""
         rebatcher, iterator = self._rebatcher, self._iterator
-        found: list[tuple[_Columns, int]] = []
-        while not found:
+        while True:
             try:
                 batch = rebatcher.take()
                 if batch is not None:
                     found.append(batch)
-                elif rebatcher.finished:
                     break
-                else:
-                    rebatcher.add(await iterator.__anext__())
+                if rebatcher.finished:
+                    break
+                rebatcher.add(await iterator.__anext__())
             except StopAsyncIteration:
                 rebatcher.finish()
             except Exception as error:
                 _stop_at(rebatcher)
                 self._error = self._error or error
-        ended = rebatcher.finished and not len(rebatcher)
-        return found, ended, self._error if ended else None
+        return (self._error,) if rebatcher.finished and not len(rebatcher) else None
 
     async def aclose(self) -> None:
         close = getattr(self._iterator, "aclose", None)
@@ -1009,7 +1023,9 @@ _Reader: TypeAlias = "_Inline | _Threaded | _Asynchronous"
 
 def _open(source: Any, rebatcher: Rebatcher, batch_size: int) -> _Reader:
     """How to read a source. Opening what may wait is left to the thread that reads it."""
-    if isinstance(source, (np.ndarray, Mapping)) or _is_table(source):
+    if isinstance(source, Mapping) or any(
+        holds(source) for holds in (_is_array_like, _is_table, _is_arrow_column)
+    ):
         rebatcher.add_batch(source)
         mapped = any(cut is _cut_mapped for piece in rebatcher._pieces for _, _, cut in piece.columns)
         rebatcher.finish()
@@ -1063,12 +1079,13 @@ class Scoring:
             write(batch.start, batch.outputs["scores"])
     ```
 
-    Sources are dicts of columns, arrays (also structured, and memory maps), pandas DataFrames, Arrow tables,
-    readers, datasets and Parquet files, and iterables, sync or async, of rows or of batches: dicts of values,
-    single values where the model has one input, or tables. The signature tells rows from batches (a value
-    with as many dimensions as the input is a batch). Of a table the columns that are inputs are sent; if
-    there are none and the model has one input, all columns together are its rows. Lists and what is in
-    memory are read on the event loop, memory maps and all other sync iterables in a thread of their own.
+    Sources are dicts of columns, arrays (also structured, memory maps, and what slices like an array: h5py,
+    zarr), pandas DataFrames, Arrow tables, readers, datasets and Parquet files, and iterables, sync or async,
+    of rows or of batches: dicts of values, single values where the model has one input, or tables. The
+    signature tells rows from batches (a value with as many dimensions as the input is a batch). Of a table
+    the columns that are inputs are sent; if there are none and the model has one input, all columns together
+    are its rows. Lists and what is in memory are read on the event loop, memory maps and all other sync
+    iterables in a thread of their own.
 
     An iterator that was given is used up and closed at the end. Leaving the ``async with`` block, however
     that comes about, cancels the calls under way and closes the source; the client stays usable. If the
@@ -1149,9 +1166,9 @@ class Scoring:
         self._reader: _Reader | None = None
         self._feeder: asyncio.Task[None] | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        #: Read in a thread and not started yet; and whether the thread is reading.
-        self._pending: deque[tuple[_Columns, int]] = deque()
+        #: Whether a thread is reading, and the timer for what it has found meanwhile.
         self._reading = False
+        self._look: asyncio.TimerHandle | None = None
         #: Completed batches: by index, or as they came.
         self._ready: dict[int, ScoredBatch] = {}
         self._waiters: set[asyncio.Future[None]] = set()
@@ -1160,7 +1177,7 @@ class Scoring:
         self._failure: tuple[int, BaseException] | None = None
         self._ended = False
         #: The end of a source that is read in a thread: what it failed with, or None. None before that.
-        self._at_end: tuple[BaseException | None] | None = None
+        self._at_end: _End | None = None
         self._closed = False
         #: Batches read, handed out, in flight; rows read.
         self._launched = self._handed = self._in_flight = 0
@@ -1217,7 +1234,8 @@ class Scoring:
         self._wake()
         reader = self._reader
         tasks = set(self._tasks.values())
-        self._pending.clear()
+        if self._look is not None:
+            self._look.cancel()
         if self._feeder is not None:
             tasks.add(self._feeder)
         for task in tasks:
@@ -1371,9 +1389,14 @@ class Scoring:
                 self._fill()
                 return
             assert self._loop is not None
+            found: _Found = deque()
             while not self._ended and self._failure is None:
                 if self._room() > 0:
-                    self._accept(await reader.read())
+                    end = await reader.read(found)
+                    while found:
+                        self._launch(*found.popleft())
+                    if end is not None:
+                        self._end(*end)
                     continue
                 self._room_for = self._loop.create_future()
                 await self._room_for
@@ -1392,25 +1415,15 @@ class Scoring:
         if rebatcher.finished:
             self._total = len(rebatcher)
 
-    def _accept(self, read: _Read) -> None:
-        """Start what was read."""
-        batches, ended, error = read
-        for columns, rows in batches:
-            self._launch(columns, rows)
-        if ended:
-            self._end(error)
-
-    def _accept_from_thread(self, read: _Read) -> None:
-        """Start what was read as there is room, and have more read."""
-        batches, ended, error = read
+    def _accept(self, end: _End | None) -> None:
+        """Go on where a reading thread has done its part."""
         self._reading = False
         if self._closed or self._failure is not None:
             return
-        self._pending += batches
-        if ended:
+        if end is not None:
             assert isinstance(self._reader, _Threaded)
             self._reader.stop()
-            self._at_end = (error,)
+            self._at_end = end
         self._fill()
 
     def _end(self, error: BaseException | None) -> None:
@@ -1426,26 +1439,42 @@ class Scoring:
         """Start what there is room for, and have more read."""
         reader = self._reader
         if isinstance(reader, _Inline):
+            found: _Found = deque()
             while (room := self._room()) > 0:
-                self._accept(reader.read(room))
+                end = reader.read(found, room)
+                while found:
+                    self._launch(*found.popleft())
+                if end is not None:
+                    self._end(*end)
         elif isinstance(reader, _Threaded):
-            pending = self._pending
-            room = self._room()
-            while room > 0 and pending:
-                self._launch(*pending.popleft())
-                room -= 1
-            if not pending and not self._reading and not self._closed and self._failure is None:
-                if self._at_end is not None:
-                    if not self._ended:
-                        self._end(*self._at_end)
-                else:
-                    # A little ahead, so that the next calls need not wait for the source.
-                    limit = self._climber.limit if self._climber is not None else self._fixed
-                    self._reading = True
-                    assert self._loop is not None
-                    reader.request(room + max(1, limit // 4), self._accept_from_thread, self._loop)
+            self._fill_from_thread(reader)
         elif self._room_for is not None and not self._room_for.done() and self._room() > 0:
             self._room_for.set_result(None)
+
+    def _fill_from_thread(self, reader: _Threaded) -> None:
+        if self._closed or self._failure is not None or self._ended:
+            return
+        assert self._loop is not None
+        found = reader.found
+        room = self._room()
+        while room > 0 and found:
+            self._launch(*found.popleft())
+            room -= 1
+        if not self._reading and not found:
+            if self._at_end is not None:
+                self._end(*self._at_end)
+                return
+            # A little ahead, so that the next calls need not wait for the source.
+            limit = self._climber.limit if self._climber is not None else self._fixed
+            self._reading = True
+            reader.request(room + max(1, limit // 4), self._accept, self._loop)
+        if self._reading and room > 0 and self._look is None:
+            # What comes next may take long, or wait for the results of what was read already.
+            self._look = self._loop.call_later(2 * _READING, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._fill()
 
     def _launch(self, columns: _Columns, rows: int) -> None:
         assert self._loop is not None
@@ -1565,6 +1594,11 @@ class Scoring:
         if stop - start == 1:
             if self._on_error == "raise":
                 raise _named(error, start)
+            # A copy: a view would keep the whole batch in memory.
+            part = {
+                name: column.copy() if isinstance(column, np.ndarray) else column
+                for name, column in part.items()
+            }
             bad.append(BadRow(start, error, _bare(part)))
             return []
         middle = (start + stop) // 2

@@ -502,6 +502,50 @@ def test_sync_sources_are_read_in_one_thread_that_has_the_callers_context() -> N
     assert context == "mine"
 
 
+def test_a_source_may_wait_for_its_own_results() -> None:
+    """What was read is scored though the source does not go on before it has seen the result."""
+    seen = threading.Semaphore(1)
+
+    def rows() -> Iterator[float]:
+        for number in range(10):
+            assert seen.acquire(timeout=30)
+            yield float(number)
+
+    async def story() -> None:
+        async with FakeModel().score(rows(), batch_size=1) as results:
+            async for _ in results:
+                seen.release()
+        assert results.consumed == 10
+
+    run(story())
+
+
+def test_what_slices_like_an_array_is_read_lazily_in_a_thread() -> None:
+    """Datasets in files are read a batch at a time, off the loop, and never as a whole."""
+    asked: list[tuple[int, int]] = []
+
+    class Dataset:
+        dtype, shape = np.dtype(np.float32), (100,)
+
+        def __len__(self) -> int:
+            return 100
+
+        def __getitem__(self, rows: slice) -> Any:
+            assert threading.current_thread() is not threading.main_thread()
+            asked.append((rows.start, rows.stop))
+            return floats(100)[rows]
+
+        def __iter__(self) -> Iterator[Any]:
+            raise AssertionError("row by row is slow")
+
+    for source in (Dataset(), {"x": Dataset()}):
+        asked.clear()
+        results = FakeModel().score(source, batch_size=40)
+        assert values(run(collect(results))) == (floats(100) * 2).tolist()
+        assert asked == [(0, 40), (40, 80), (80, 100)]
+        assert results.progress().total == 100
+
+
 def test_async_sources_may_hold_cancel_scopes() -> None:
     """An async source is read and closed by one task, so that scopes and task groups inside it work."""
 
