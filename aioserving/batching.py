@@ -1045,6 +1045,9 @@ class BatchedModel:
         """Send the next batch of a group."""
         members = self._take(group)
         del self._queue[group]
+        if not members:
+            self._forget_waiting(group)
+            return
         if group.waiting:
             self._queue[group] = None  # behind the others
             group.due = math.inf
@@ -1052,8 +1055,6 @@ class BatchedModel:
                 self._note_due(group, member)
         elif len(group.lanes) > 1:
             group.lanes = {0: group.lanes.get(0) or deque()}
-        if not members:
-            return
         batch = _Batch(group, members, now)
         self._begin(batch, reason, now)
         assert self._loop is not None
