@@ -353,7 +353,7 @@ def plot(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> N
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylim(0)
     axes[1].set_yscale("log")
-    axes[0].legend(frameon=False, fontsize=7)
+    axes[0].legend(frameon=False, fontsize=7, loc="center right", bbox_to_anchor=(1, 0.57))
     figure.tight_layout()
     _save(figure, path)
     pyplot.close(figure)
@@ -402,7 +402,8 @@ def main() -> int:
         "sends its next request when it has its answer, in another; the model server, whose answers cost "
         "next to nothing, in a third, the same for all. The apps differ in what `predict` is called on. "
         "Ratios to the app without batching are medians of those of single rounds; the range holds the "
-        "middle half. CPU time is the app's."
+        "middle half. CPU time is the app's; what it takes without a model is HTTP, JSON and the app itself, "
+        "the rest is `predict`."
     )
     rows = []
     for (label, concurrency), turns in found.items():
@@ -413,6 +414,7 @@ def main() -> int:
         }
         latencies = [latency for turn in turns for latency in turn["latencies"]]
         middle = {kind: statistics.median(turn[kind] for turn in turns) for kind in ("rate", "cpu", "batch")}
+        idle = statistics.median(turn["cpu"] for turn in found[CEILING, concurrency])
         p50, p99 = percentile(latencies, 0.5), percentile(latencies, 0.99)
         own = label == PLAIN
         rows.append(
@@ -423,6 +425,7 @@ def main() -> int:
                 "" if own else ratios["rate"],
                 seconds(middle["cpu"]),
                 "" if own else ratios["cpu"],
+                "" if label == CEILING else seconds(max(0.0, middle["cpu"] - idle)),
                 seconds(p50),
                 seconds(p99),
                 f"{middle['batch']:.3g}" if label == BATCHED else "",
@@ -431,7 +434,7 @@ def main() -> int:
         for kind, value in (("rate", middle["rate"]), ("p50", p50), ("p99", p99)):
             report.figures[kind, concurrency, label] = value
     head = ("HTTP clients", "app", "requests per second", "to unbatched", "CPU time per request")
-    report.table((*head, "to unbatched", "p50", "p99", "rows per Predict"), rows)
+    report.table((*head, "to unbatched", "of it `predict`", "p50", "p99", "rows per Predict"), rows)
     print("\n\n".join(report.parts))
     if ROUNDS > 1 and importlib.util.find_spec("matplotlib") is not None:
         plot(report.figures, RESULTS / "web_app.svg")
