@@ -639,6 +639,27 @@ def test_an_invalid_request_sinks_nobody_else(count: int, bad: set[int], limit: 
     story(work)
 
 
+def test_the_guilty_may_have_left() -> None:
+    """Who is left of a batch that was refused is not blamed for what the one who left had sent."""
+
+    def check(inputs: Outputs) -> None:
+        if 9 in inputs["x"]:
+            raise errors.InvalidArgumentError("bad row")
+
+    async def work() -> None:
+        model = FakeModel(check=check)
+        batched = model.batched(max_in_flight=1)
+        first, good, bad = (asyncio.ensure_future(batched.predict({"x": rows(i)})) for i in (1, 2, 9))
+        await first
+        await asyncio.sleep(0.005)
+        bad.cancel()
+        assert (await good)["y"][0, 0] == 4
+        assert model.sizes == [1, 2, 1]
+        await batched.aclose()
+
+    story(work)
+
+
 def test_errors_of_the_batch_are_everyones_own() -> None:
     """A failure that is nobody's fault goes to all as copies with their own story, and no second call."""
 
