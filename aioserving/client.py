@@ -404,7 +404,8 @@ class AsyncClient:
             if wrong and (not any(wrong) if every_endpoint else not all(wrong)):
                 return self.health()
             left = self._remaining(deadline)
-            if left is not None and left <= pause:
+            # A round that is too short for an answer would hide what the last one found.
+            if left is not None and left <= pause + 0.1:
                 raise errors.DeadlineExceededError(
                     f"not ready in time: {'; '.join(filter(None, wrong)) or 'there is no endpoint'}"
                 )
@@ -414,11 +415,10 @@ class AsyncClient:
     async def _not_ready(self, endpoint: Endpoint, models: Sequence[str], deadline: float | None) -> str:
         """What an endpoint lacks, in words; empty if nothing."""
         left = self._remaining(deadline)
-        # Never so short that the answer would only be that it was.
-        patience = 5.0 if left is None else min(5.0, max(left, 0.1))
+        patience = 5.0 if left is None else min(5.0, max(left, 0.0))
         wrong = await check_connection(self._pool, endpoint, patience)
         if wrong:
-            if len(self._pool.endpoints) > 1:
+            if len(self._pool.endpoints) > 1 and patience >= self._pool.health_options.probe_timeout:
                 self._pool.lose(endpoint, wrong)  # callers need not find out
             error = errors.UnavailableError(wrong)
             self._explain(error, endpoint)

@@ -409,9 +409,9 @@ def test_wait_ready_and_health() -> None:
             health = await client.wait_ready("digits", timeout=10)
             assert [endpoint.target for endpoint in health.endpoints] == [server.target, dead]
             with pytest.raises(DeadlineExceededError, match=f"{dead}: .*onnect"):
-                await client.wait_ready(every_endpoint=True, timeout=0.5)
+                await client.wait_ready(every_endpoint=True, timeout=1.5)
             with pytest.raises(DeadlineExceededError, match="model 'nobody' is not available"):
-                await client.wait_ready("nobody", timeout=0.3)
+                await client.wait_ready("nobody", timeout=1.5)
             client.remove_targets(dead)
             assert str(client.health()) == f"circuit closed\n{server.target}: healthy"
             with pytest.raises(ValueError, match="none of this client's"):
