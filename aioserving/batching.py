@@ -259,7 +259,7 @@ class BatchedResult(PredictResult):
 class _Member:
     """One caller's place in a batch."""
 
-    __slots__ = ("arrays", "batch", "deadline", "future", "group", "rows", "since")
+    __slots__ = ("arrays", "batch", "deadline", "future", "gone", "group", "rows", "since")
 
     def __init__(
         self,
@@ -277,6 +277,9 @@ class _Member:
         self.since = since
         self.future = future
         self.batch: _Batch | None = None
+        #: Whether it has left and is counted no more. A task that is cancelled learns of it a moment later
+        #: than its future.
+        self.gone = False
 
     def __repr__(self) -> str:
         where = "waiting" if self.batch is None else "in flight"
@@ -967,6 +970,9 @@ class BatchedModel:
 
     def _let_go(self, member: _Member) -> None:
         """A caller has left: the others must not notice."""
+        if member.gone:
+            return
+        member.gone = True
         batch = member.batch
         if batch is None:
             group = member.group
@@ -988,6 +994,8 @@ class BatchedModel:
         self._waiting -= group.waiting
         group.waiting = group.rows = 0
         for lane in group.lanes.values():
+            for member in lane:
+                member.gone = True
             lane.clear()
 
     # -- deciding -----------------------------------------------------------------------------------
@@ -1047,6 +1055,7 @@ class BatchedModel:
         del self._queue[group]
         if not members:
             self._forget_waiting(group)
+            self._check_ended()
             return
         if group.waiting:
             self._queue[group] = None  # behind the others
@@ -1071,6 +1080,11 @@ class BatchedModel:
                 member = lane[0]
                 if member.future.done():  # has left
                     lane.popleft()
+                    if not member.gone:
+                        member.gone = True
+                        group.waiting -= 1
+                        group.rows -= member.rows
+                        self._waiting -= 1
                     continue
                 if rows + member.rows > limit and members:
                     break

@@ -852,6 +852,36 @@ def test_leaving_at_any_point(
     story(work)
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_leaving_in_the_moment_of_sending(others: int) -> None:
+    """A caller that is cancelled but has not run yet is neither sent, nor counted twice, nor waited for."""
+
+    async def work() -> None:
+        model = FakeModel(seconds=1.0)
+        batched = model.batched(max_in_flight=2, max_delay=0.5)
+        first = asyncio.ensure_future(batched.predict({"x": rows(0)}))
+        await turns()
+        second = asyncio.ensure_future(batched.predict({"x": rows(1)}))
+        stay = [asyncio.ensure_future(batched.predict({"x": rows(2)})) for _ in range(others)]
+        await turns()
+        assert batched.stats().waiting == 1 + others
+        second.cancel()
+        for group in batched._queue:
+            group.due = 0.0
+        batched._look()
+        assert batched.stats().waiting == 0
+        assert batched.stats().in_flight == 1 + others
+        await turns()
+        assert (batched.stats().waiting, second.cancelled()) == (0, True)
+        third = asyncio.ensure_future(batched.predict({"x": rows(3)}))
+        assert (await third)["y"][0, 0] == 6
+        await asyncio.gather(first, *stay)
+        assert model.sizes == [1] * (2 + others)
+        await batched.aclose()
+
+    story(work)
+
+
 def test_a_batch_has_the_latest_deadline_and_ends_when_nobody_wants_it() -> None:
     """Whoever has more time gets its answer; when all have left, the call is cancelled."""
 
