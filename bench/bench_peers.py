@@ -1,4 +1,4 @@
-"""predict beside what people use today: the official recipe, ovmsclient, JSON over REST, and bare gRPC.
+"""predict beside what people use today: the official recipe, ovmsclient, grpclib, JSON over REST, bare gRPC.
 
     python bench/bench_peers.py            a selection, ten minutes
     python bench/bench_peers.py --full     every client with every request and number of calls at a time
@@ -9,15 +9,16 @@ options of aioserving (message limits lifted) and the same deadline, ovmsclient 
 the limits, too, REST a connection that is kept for each call at a time. Bare calls send bytes that were
 prepared before and do not look at the answer.
 
-The recipe needs TensorFlow. ovmsclient gets a virtual environment of its own, made when it is first needed
-(with the same grpcio, protobuf and numpy); without a package index it is left out. So are `requests` and
-aiohttp where they are not installed.
+The recipe needs TensorFlow. ovmsclient and grpclib get virtual environments of their own, made when they are
+first needed (with the same grpcio, protobuf and numpy); without a package index they are left out. So are
+`requests` and aiohttp where they are not installed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from harness import (
@@ -35,11 +36,12 @@ from harness import (
     seconds,
 )
 
-OVMSCLIENT = "ovmsclient==2023.1"
+#: Clients of worker.py with an environment of their own -> what pip installs there.
+ELSEWHERE = {"ovmsclient": "ovmsclient==2023.1", "grpclib": "grpclib==0.4.9"}
 
 OURS, RECIPE = "`await AsyncClient.predict`", "official recipe, grpc.aio"
 OURS_BATCHED, BARE = "`await model.batched().predict`", "bare grpc.aio, prepared bytes"
-AIOHTTP = "REST, aiohttp"
+GRPCLIB, AIOHTTP = "grpclib, prepared bytes", "REST, aiohttp"
 OURS_BLOCKING, RECIPE_BLOCKING = "`Client.predict`", "official recipe, blocking"
 BARE_BLOCKING = "bare grpc, blocking, prepared bytes"
 OVMS, REQUESTS = "ovmsclient, blocking", "REST, requests"
@@ -49,6 +51,7 @@ ASYNC = {
     OURS_BATCHED: "predict, batched",
     RECIPE: "recipe, grpc.aio",
     BARE: "grpc.aio",
+    GRPCLIB: "grpclib",
     AIOHTTP: "REST, aiohttp",
 }
 BLOCKING = {
@@ -114,7 +117,7 @@ CASES = (
 )
 
 
-def clients_of(case: Case, options: Options, ovms: str | None) -> dict[str, dict[str, Any]]:
+def clients_of(case: Case, options: Options, pythons: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
     """The clients that a case is for and that can be run here, with their settings."""
     found: dict[str, dict[str, Any]] = {}
     blocking = case.concurrency <= MOST_THREADS and (case.concurrency == 1 or options.full)
@@ -126,10 +129,10 @@ def clients_of(case: Case, options: Options, ovms: str | None) -> dict[str, dict
             continue  # importing TensorFlow takes most of a quick run: once is enough
         if label == OURS_BATCHED and not case.batches:
             continue
-        if label == OVMS:
-            if ovms is None:
+        if client in pythons:
+            if pythons[client] is None:
                 continue
-            settings["python"] = ovms
+            settings["python"] = pythons[client]
         if client.startswith("REST"):
             if not case.rest or not is_installed(client.partition(", ")[2]):
                 continue
@@ -178,9 +181,9 @@ def run(options: Options) -> Report:
         "Every client has its best settings: aioserving's channel options and the same deadline, or its own "
         "where it takes none; REST keeps a connection for each call at a time."
     )
-    ovms = python_with("ovmsclient", OVMSCLIENT, install=not options.quick)
+    pythons = {name: python_with(name, pin, install=not options.quick) for name, pin in ELSEWHERE.items()}
     missing = [name for name in ("requests", "aiohttp") if not is_installed(name)]
-    missing += ["ovmsclient (its environment is not there or could not be made)"] if ovms is None else []
+    missing += [f"{name} (no environment for it)" for name, python in pythons.items() if python is None]
     missing += [] if options.tensorflow else ["the official recipe, which needs TensorFlow"]
     if missing:
         report.text(f"Left out: {', '.join(missing)}.")
@@ -195,7 +198,7 @@ def run(options: Options) -> Report:
                 if server is not None:
                     server.close()
                 server = Server(case.shape, case.kind)
-            clients = clients_of(case, options, ovms)
+            clients = clients_of(case, options, pythons)
             found = interleave(
                 server,
                 clients,

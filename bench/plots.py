@@ -48,7 +48,11 @@ def scaling(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -
             style = {"color": "black", "linestyle": ":" if "memcpy" in label else "--"} if limit else {}
             axis.plot(list(points), list(points.values()), marker="" if limit else "o", **style)
             axis.lines[-1].set_label(label.replace("`", ""))
-        axis.set_xscale("log", base=2)
+        numbers = sorted({number for points in lines.values() for number in points})
+        axis.set_xscale("log")
+        if kind != "bandwidth":
+            axis.set_xticks(numbers, [str(number) for number in numbers])
+            axis.minorticks_off()
         axis.set_yscale(scale)
         if scale == "linear":
             axis.set_ylim(bottom=0)
@@ -66,20 +70,28 @@ def peers(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> 
     """Bars of CPU time per call: a panel for each payload and number of calls at a time."""
     pyplot = _pyplot()
     panels = list(dict.fromkeys((size, concurrency) for size, concurrency, _ in figures))
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(7, 1.5 * len(panels)), squeeze=False)
+    bars_of = [sum((size, concurrency) == panel[:2] for panel in figures) for size, concurrency in panels]
+    figure, axes = pyplot.subplots(
+        len(panels),
+        1,
+        figsize=(8, sum(0.5 + 0.25 * bars for bars in bars_of)),
+        squeeze=False,
+        height_ratios=[2 + bars for bars in bars_of],
+    )
     for axis, (size, concurrency) in zip(axes[:, 0], panels, strict=True):
         bars = {label: value for (s, c, label), value in figures.items() if (s, c) == (size, concurrency)}
         labels = [label.replace("`", "") for label in bars]
         drawn = axis.barh(
             labels,
             [value * 1e3 for value in bars.values()],
-            color=[OTHER_COLOUR if "recipe" in label else OURS_COLOUR for label in labels],
+            color=[OURS_COLOUR if "predict" in label else OTHER_COLOUR for label in labels],
         )
         axis.bar_label(drawn, fmt="%.3g ms", padding=3)
         axis.invert_yaxis()
         axis.margins(x=0.15)
         axis.set_title(
-            f"predict of {size}, {concurrency} at a time: CPU time of the client per call", loc="left"
+            f"predict of {size}, {concurrency} at a time: CPU time of the client per call".replace("`", ""),
+            loc="left",
         )
         axis.set_xticks([])
         axis.spines[["top", "right", "bottom"]].set_visible(False)

@@ -432,6 +432,32 @@ class Ovmsclient(BlockingClient):
         self.client.channel.close()
 
 
+class Grpclib(Client):
+    """grpclib, gRPC in pure Python, with bytes that were prepared before, as the bare grpc.aio client."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        from grpclib.client import Channel, UnaryUnaryMethod
+        from grpclib.encoding.base import CodecBase
+
+        class AsItIs(CodecBase):
+            __content_subtype__ = "proto"
+
+            def encode(self, message: Any, message_type: Any) -> bytes:
+                return bytes(message)
+
+            def decode(self, data: bytes, message_type: Any) -> bytes:
+                return data
+
+        request = request_of(self.settings)
+        host, _, port = self.target.partition(":")
+        self.channel = Channel(host, int(port), codec=AsItIs())
+        method = UnaryUnaryMethod(self.channel, PREDICT, bytes, bytes)
+        return lambda: method(request, timeout=TIMEOUT)
+
+    async def close(self) -> None:
+        self.channel.close()
+
+
 def rest_request(inputs: dict[str, Any]) -> dict[str, Any]:
     """The body of a REST request: rows for one input, columns for several; strings in base64."""
     import base64
@@ -562,6 +588,7 @@ CLIENTS: dict[str, type[Client]] = {
     "predict, blocking": PredictBlocking,
     "predict, batched": PredictBatched,
     "ovmsclient": Ovmsclient,
+    "grpclib": Grpclib,
     "REST, requests": RestRequests,
     "REST, aiohttp": RestAiohttp,
     "loopback": Loopback,
