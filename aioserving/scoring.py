@@ -520,10 +520,15 @@ class Rebatcher:
             return None
         pieces, offset, wanted = self._pieces, self._offset, self._size
         piece = pieces[0]
-        if piece.rows - offset > wanted:  # what nearly every call finds
-            self._offset = offset + wanted
+        stop = offset + wanted
+        if piece.rows >= stop:  # what nearly every call finds
             self._rows -= wanted
-            return piece.cut(offset, offset + wanted), wanted
+            if piece.rows > stop:
+                self._offset = stop
+            else:
+                pieces.popleft()
+                self._offset = 0
+            return piece.cut(offset, stop), wanted
         parts: list[_Columns] = []
         while wanted and pieces:
             piece = pieces[0]
@@ -550,10 +555,13 @@ class Rebatcher:
             rank = ranks.get(None)
             if rank is not None and item.dtype.names is None:
                 return item.ndim == rank
-        elif isinstance(item, Mapping):
+        elif type(item) is dict or isinstance(item, Mapping):
             for name in item:
-                if name in ranks:
-                    self._was_batch = _depth(item[name]) == ranks[name]
+                rank = ranks.get(name)
+                if rank is not None:
+                    value = item[name]
+                    depth = value.ndim if type(value) is np.ndarray else _depth(value)
+                    self._was_batch = depth == rank
                     return self._was_batch
             if ranks and item:
                 return self._was_batch  # it has none of the names: bad in the way of those before
@@ -580,8 +588,10 @@ class Rebatcher:
             first = rows[start]
             stop = start + 1
             if isinstance(first, Mapping):
-                names = first.keys()
-                while stop < len(rows) and isinstance(rows[stop], Mapping) and rows[stop].keys() == names:
+                names, kind = first.keys(), type(first)
+                for row in rows[stop:]:
+                    if not (type(row) is kind or isinstance(row, Mapping)) or row.keys() != names:
+                        break
                     stop += 1
                 run = rows[start:stop] if stop - start < len(rows) else rows
                 columns: _Columns = {name: _column_of([row[name] for row in run]) for name in names}
@@ -854,13 +864,15 @@ class _Inline:
         It comes back early when reading takes its time. What was read before an error comes before the error.
         """
         rebatcher, iterator = self._rebatcher, self._iterator
-        begun = time.perf_counter()
+        begun = time.perf_counter() if want > 1 or spare else 0.0
         while want > 0 or spare > 0:
             try:
                 batch = rebatcher.take()
                 if batch is not None:
                     found.append(batch)
                     want -= 1
+                    if not begun:
+                        break
                     if spare > 0:
                         spare -= _size_of(batch[0])
                     if time.perf_counter() - begun > _READING:
@@ -1267,9 +1279,13 @@ class Scoring:
         return self
 
     async def __anext__(self) -> ScoredBatch:
-        batch = await self._next()
-        if batch is None:
-            raise StopAsyncIteration
+        if self._last is not None and not self._closed:
+            self._acknowledge(self._last)
+            self._last = None
+        while (batch := self._take()) is None:
+            if self._ended and self._handed == self._launched:
+                raise StopAsyncIteration
+            await self._change()
         return batch
 
     @property
@@ -1306,54 +1322,47 @@ class Scoring:
             latency=self._latencies.snapshot(),
         )
 
-    async def _next(self, received: int | None = None) -> ScoredBatch | None:
+    async def _next(self, received: int) -> ScoredBatch | None:
         """The next batch, or None at the end.
 
         Args:
             received: batches that the caller has got; one that was lost on the way is given again.
         """
-        loop = self._loop
-        if loop is None:
+        if self._last is not None and received < self._handed:
+            return self._last
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration:
+            return None
+
+    async def _change(self) -> None:
+        """Wait for anything that a consumer may wait for."""
+        if self._loop is None:
             raise RuntimeError("results come within 'async with' (or 'with', of a blocking client) only")
-        if self._last is not None:
-            if received is not None and received < self._handed:
-                return self._last
-            self._acknowledge(self._last)
-            self._last = None
-        while True:
-            if self._closed:
-                raise errors.ClientStateError("the scoring run was closed")
-            batch = self._take()
-            if batch is not None:
-                self._handed += 1
-                self._last = batch
-                self._fill()
-                return batch
-            if self._is_over():
-                return None
-            waiter = loop.create_future()
-            self._waiters.add(waiter)
-            try:
-                await waiter
-            finally:
-                self._waiters.discard(waiter)
+        waiter = self._loop.create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
 
     def _take(self) -> ScoredBatch | None:
+        """Hand out a batch, if there is one to be handed out."""
+        if self._closed:
+            raise errors.ClientStateError("the scoring run was closed")
         ready = self._ready
+        batch: ScoredBatch | None = None
         if ready:
-            if not self._ordered:
-                return ready.pop(next(iter(ready)))
-            batch = ready.pop(self._handed, None)
-            if batch is not None:
-                return batch
-        if self._failure is not None:
+            batch = ready.pop(self._handed, None) if self._ordered else ready.pop(next(iter(ready)))
+        if batch is not None:
+            self._handed += 1
+            self._last = batch
+            self._fill()
+        elif self._failure is not None:
             index, error = self._failure
             if self._handed >= index if self._ordered else not self._in_flight:
                 raise error
-        return None
-
-    def _is_over(self) -> bool:
-        return self._ended and self._handed == self._launched
+        return batch
 
     def _acknowledge(self, batch: ScoredBatch) -> None:
         if batch.start != self._consumed:
@@ -1440,9 +1449,9 @@ class Scoring:
         reader = self._reader
         if isinstance(reader, _Inline):
             found: _Found = deque()
-            while (room := self._room()) > 0:
-                end = reader.read(found, room)
-                while found:
+            while self._room() > 0:
+                end = reader.read(found, 1)
+                if found:
                     self._launch(*found.popleft())
                 if end is not None:
                     self._end(*end)
