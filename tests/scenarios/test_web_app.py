@@ -424,11 +424,10 @@ def test_an_answer_that_is_none(server: BlockingModelServer) -> None:
         port = garbling.add_insecure_port("127.0.0.1:0")
         await garbling.start()
         try:
-            app = await asyncio.to_thread(App, f"127.0.0.1:{port}")
-            answer = await asyncio.to_thread(app.predict)
+            with await asyncio.to_thread(App, f"127.0.0.1:{port}") as app:
+                answer = await asyncio.to_thread(app.predict)
             assert answer.status_code == 502
             assert answer.json() == {"error": "DecodeError"}
-            await asyncio.to_thread(app.__exit__, None, None, None)
         finally:
             await garbling.stop(None)
 
