@@ -379,16 +379,18 @@ class _Group:
 class _Batch:
     """Callers on their way together."""
 
-    __slots__ = ("calls_left", "group", "live", "members", "since", "story", "task")
+    __slots__ = ("calls_left", "divided", "group", "live", "members", "since", "task")
 
     def __init__(self, group: _Group, members: list[_Member], since: float) -> None:
         self.group = group
         self.members = members
         self.since = since
-        #: Callers that have not left.
+        #: Callers that have neither left nor been answered.
         self.live = len(members)
         #: Halves that may still be sent if it is refused; after that everyone goes alone.
         self.calls_left = 2 * len(members).bit_length() + 2
+        #: Whether it was refused and is sent in parts.
+        self.divided = False
         self.task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -1204,26 +1206,37 @@ class BatchedModel:
             if isinstance(error, errors.InvalidArgumentError):
                 self._learn_limit(error)
             if isinstance(error, errors.VersionLabelNotFoundError):
-                _fail(members, error, story, begun)
+                self._settle(batch, _fail(members, error, story, begun))
                 return
             later = (*story, (begun, error.attempts)) if isinstance(error, errors.RPCError) else story
             if len(members) == 1:
-                _fail(members, error, story, begun)
+                self._settle(batch, _fail(members, error, story, begun))
                 return
             # Those who have left may have been the guilty ones: nobody is blamed but alone.
             members = [member for member in members if not member.future.done()]
             if members:
                 await self._divide(batch, members, later)
         except Exception as error:
-            _fail(members, error, story, begun)
+            self._settle(batch, _fail(members, error, story, begun))
         else:
+            answered = 0
             for member, result in zip(members, results, strict=True):
                 future = member.future
                 if not future.done():
                     future.set_result(result)
+                    member.gone = True
+                    answered += 1
+            self._settle(batch, answered)
+
+    def _settle(self, batch: _Batch, answered: int) -> None:
+        """Callers of a batch have their answers; what is still under way for nobody is ended."""
+        batch.live -= answered
+        if not batch.live and batch.divided and batch.task is not None:
+            batch.task.cancel()
 
     async def _divide(self, batch: _Batch, members: list[_Member], story: _Story) -> None:
         self._counts.resent += len(members)
+        batch.divided = True
         if batch.calls_left >= 2 and len(members) > 1:
             batch.calls_left -= 2
             middle = len(members) // 2
@@ -1503,10 +1516,14 @@ def _told(story: _Story, since: float) -> tuple[Attempt, ...]:
     )
 
 
-def _fail(members: list[_Member], error: BaseException, story: _Story, begun: float | None = None) -> None:
-    """Give everyone an error of their own: one object raised in several tasks would grow every traceback."""
+def _fail(members: list[_Member], error: BaseException, story: _Story, begun: float | None = None) -> int:
+    """Give everyone an error of their own; gives their number.
+
+    One object raised in several tasks would grow every traceback.
+    """
     if isinstance(error, errors.RPCError) and begun is not None:
         story = (*story, (begun, error.attempts))
+    failed = 0
     for member in members:
         if member.future.done():
             continue
@@ -1515,6 +1532,9 @@ def _fail(members: list[_Member], error: BaseException, story: _Story, begun: fl
         if isinstance(mine, errors.RPCError):
             mine.attempts = _told(story, member.since)
         member.future.set_exception(mine)
+        member.gone = True
+        failed += 1
+    return failed
 
 
 def _joined(results: list[PredictResult], group: _Group, sizes: list[int]) -> PredictResult:
