@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import pathlib
 import re
 import subprocess
@@ -21,7 +22,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """`bench/harness.py`, which is a script's neighbour, not a package's module."""
     monkeypatch.syspath_prepend(str(BENCH))
     yield importlib.import_module("harness")
-    for name in ("harness", "plots", "worker"):
+    for name in ("harness", "plots", "worker", "bench_scaling"):
         sys.modules.pop(name, None)
 
 
@@ -73,6 +74,105 @@ def test_the_official_recipe_runs_beside_aioserving() -> None:
     assert float(found["official recipe, grpc.aio"][4].partition("x")[0]) > 0.5
 
 
+def test_rest_and_grpc_are_compared_with_a_server_and_without() -> None:
+    """The digits go over both, to a model and to prepared answers, and the server's share is told."""
+    for name in ("sklearn", "requests"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name}, which the comparison needs, is not installed")
+    output = run("bench_mnist.py", "--no-tensorflow")
+    table = [row for row in rows(output) if len(row) == 8]
+    for server in ("aioserving.testing", "prepared answers"):
+        clients = [row[2] for row in table if row[1] == server]
+        assert "REST, `requests`, one at a time" in clients, output
+        assert "`batched().predict`, 256 at a time" in clients, output
+    shares = [row for row in rows(output) if len(row) == 5 and row[0] == "1"]
+    assert len(shares) == 3
+    assert all(re.fullmatch(r"-?\d+%", row[1]) for row in shares)
+
+
+def test_scaling_tells_what_limits(harness: ModuleType) -> None:
+    """A curve that flattens is told by who is busy: the machine, one process, or nobody."""
+    scaling = importlib.import_module("bench_scaling")
+    cores = 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scaling.os, "cpu_count", lambda: cores)
+        assert scaling.limit_of(0.95, 0.5) == "client CPU"
+        assert scaling.limit_of(0.5, 0.95) == "server CPU"
+        assert scaling.limit_of(0.4, 0.4).endswith("waiting")
+        assert scaling.limit_of(1.0, 7.0) == "all cores of the machine"
+        assert scaling.limit_of(1.0, float("nan")) == ""
+
+
+def test_scaling_prints_its_limits_beside_the_clients() -> None:
+    """Calls at a time, sizes with memcpy and loopback TCP, and connections: a table each."""
+    output = run("bench_scaling.py")
+    cells = [cell for row in rows(output) for cell in row]
+    for cell in ("limit: loopback TCP", "limit: memcpy", "`model.batched().predict`", "connections to each"):
+        assert cell in cells, output
+
+
+@pytest.fixture
+def instructions(harness: ModuleType) -> Iterator[ModuleType]:
+    """`bench/bench_instructions.py`."""
+    yield importlib.import_module("bench_instructions")
+    sys.modules.pop("bench_instructions", None)
+
+
+def test_more_instructions_than_the_baseline_allows_are_a_regression(instructions: ModuleType) -> None:
+    """Up to the tolerance a count passes, beyond it fails; what has no baseline is said and not judged."""
+    known = {"a": 1000, "b": 1000}
+    assert instructions.compare({"a": 1050, "b": 1000}, known, 0.05)[1]
+    table, met = instructions.compare({"a": 1051, "b": 1000}, known, 0.05)
+    assert not met
+    assert "REGRESSION" in table
+    table, met = instructions.compare({"c": 5}, known, 0.05)
+    assert met
+    assert "no baseline" in table
+    assert instructions.compare({"a": 5}, None, 0.05)[1]
+
+
+def test_a_baseline_keeps_what_is_there_of_other_versions(
+    instructions: ModuleType, tmp_path: pathlib.Path
+) -> None:
+    """Updating one case leaves the other cases, and other versions, as they were."""
+    path = tmp_path / "instructions.json"
+    path.write_text('{"other versions": {"a": 1}}')
+    instructions.update(path, {"a": 2, "b": 3})
+    instructions.update(path, {"b": 4})
+    found = json.loads(path.read_text())
+    assert found == {"other versions": {"a": 1}, instructions.versions(): {"a": 2, "b": 4}}
+
+
+def test_a_missing_valgrind_is_said(instructions: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check cannot pass where nothing can be counted; as one of many benchmarks it is left out."""
+    monkeypatch.setenv("PATH", "")
+    assert instructions.main([]) == 2
+    assert instructions.main() == 0
+
+
+@pytest.mark.parametrize("case", ["encode 3 KB", "decode 1M int64_val below 128", "predict"])
+def test_cases_of_instructions_run(case: str) -> None:
+    """What is counted runs by itself, without valgrind and without a server."""
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "instructions_case.py"), "2", case],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_all_cases_of_instructions_have_a_baseline() -> None:
+    """The committed baseline has every case, for at least one combination of versions."""
+    known = json.loads((BENCH / "instructions.json").read_text())
+    text = (BENCH / "bench_instructions.py").read_text()
+    for counts in known.values():
+        assert all(count > 0 and f'"{case}"' in text for case, count in counts.items())
+        assert "predict" in counts
+
+
 def test_run_writes_what_it_prints(tmp_path: pathlib.Path) -> None:
     """`run.py` writes a benchmark's report to a file of its name, the same text that it prints."""
     output = run("run.py", "--no-tensorflow", "--results", str(tmp_path), "import")
@@ -107,6 +207,8 @@ def test_ratios_are_taken_within_a_round(harness: ModuleType) -> None:
 def test_a_bar_is_met_up_to_its_limit(harness: ModuleType) -> None:
     """A goal is met by exactly its figure and missed by more."""
     assert str(harness.Bar("x", 1.25, 1.25)) == "| x | at most 1.25x | 1.25x | met |"
+    assert str(harness.Bar("x", 20, 20, least=True)) == "| x | at least 20x | 20.00x | met |"
+    assert not harness.Bar("x", 20, 19.99, least=True).met
     assert str(harness.Bar("x", 60, 61.4, " MB")) == "| x | at most 60 MB | 61 MB | MISSED |"
 
 
@@ -141,7 +243,10 @@ def test_plots_depend_on_the_figures_alone(harness: ModuleType, tmp_path: pathli
     for name in ("a.svg", "b.svg"):
         plots.connections(figures, tmp_path / name)
         plots.peers(figures, tmp_path / f"peers-{name}")
-        drawn.append((tmp_path / name).read_text() + (tmp_path / f"peers-{name}").read_text())
+        plots.mnist({("server", 1, "REST"): 3.0, ("server", 1, "predict"): 1.0}, tmp_path / f"mnist-{name}")
+        limits = {("bandwidth", 1000, "limit: memcpy"): 1e9, ("bandwidth", 2000, "limit: memcpy"): 2e9}
+        plots.scaling({**limits, ("rate", 1, "predict"): 9.0}, tmp_path / f"scaling-{name}")
+        drawn.append("".join(path.read_text() for path in sorted(tmp_path.glob(f"*{name}"))))
     assert drawn[0] == drawn[1]
     assert "predict of 19 MB" in drawn[0]
     assert not re.search(r"\d{4}-\d\d-\d\d", drawn[0])
