@@ -8,6 +8,7 @@ Importing it never imports TensorFlow. The map:
     what people use   client (AsyncClient, Model), blocking (Client), errors;
                       prediction, inference (results), status
     what is served    configuration (the config as data), reload (sending it, waiting)
+    many calls as one batching
     one call          calls (attempts: retries, hedges), with the decisions in retry, hedging, circuit
     the fleet         pool (endpoints and connections), with the decisions in balancing, health, limits,
                       queueing; monitor (probes), targets and resolver (addresses), events, observers
@@ -90,6 +91,7 @@ from aioserving.status import ModelStatus, State, VersionStatus
 from aioserving.targets import Target
 
 if TYPE_CHECKING:
+    from aioserving.batching import BatchedModel, BatchingStats, BlockingBatchedModel
     from aioserving.configuration import (
         ConfigDiff,
         ConfigWarning,
@@ -113,6 +115,9 @@ __all__ = [
     "AsyncClient",
     "Attempt",
     "BalancingOptions",
+    "BatchedModel",
+    "BatchingStats",
+    "BlockingBatchedModel",
     "BlockingModel",
     "CancelledError",
     "CircuitOptions",
@@ -204,6 +209,7 @@ _LAZY = {
         "configuration",
     ),
     "ReloadResult": "reload",
+    **dict.fromkeys(("BatchedModel", "BatchingStats", "BlockingBatchedModel"), "batching"),
 }
 
 

@@ -18,7 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from aioserving import errors
 from aioserving._types import DEFAULT, Inputs, Metadata, Timeout
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from typing_extensions import Self
 
+    from aioserving.batching import BlockingBatchedModel
     from aioserving.configuration import ModelConfigs, ModelLike
     from aioserving.messages import ModelServerConfig, View
     from aioserving.reload import ReloadResult
@@ -1091,6 +1092,65 @@ class BlockingModel:
                 compression=compression,
                 metadata=metadata,
             )
+        )
+
+    def batched(
+        self,
+        *,
+        max_batch_size: int = 128,
+        max_delay: float = 0.002,
+        max_in_flight: int = 2,
+        allowed_batch_sizes: Sequence[int] = (),
+        max_waiting: int = 10_000,
+        shared_outputs: Literal["refuse", "broadcast"] = "refuse",
+        pad_axis: int | None = None,
+        pad_value: float | bytes = 0,
+        pad_inputs: Sequence[str] = (),
+        length_input: str | None = None,
+        mask_input: str | None = None,
+        cut_outputs: Sequence[str] = (),
+    ) -> BlockingBatchedModel:
+        """A handle whose concurrent `predict` calls are sent together; see `aioserving.batching`.
+
+        Nothing waits for company while nothing is under way, so a lonely caller loses no time. Share one
+        handle among all callers, and close it, or use it as a context manager.
+
+        Args:
+            max_batch_size: rows that a batch may have; the server's own setting if it batches, too.
+            max_delay: seconds that a caller may wait for others while there is room for another batch.
+            max_in_flight: batches under way at a time.
+            allowed_batch_sizes: sizes that batches are filled up to, ascending; any size if not given.
+            max_waiting: callers that may wait; the next one is refused.
+            shared_outputs: what becomes of outputs without a batch axis: ``"refuse"`` them, or
+                ``"broadcast"`` them to every caller.
+            pad_axis: axis, 1 or more, along which inputs may differ in size; None if they may not.
+            pad_value: what shorter inputs are filled up with.
+            pad_inputs: inputs that are filled up; all whose signature leaves that axis open if not given.
+            length_input: input that is told the true size of every row.
+            mask_input: input that is told, by 1 and 0, which values are true.
+            cut_outputs: outputs that have that axis too, and are cut back to the caller's own size.
+
+        Raises:
+            ValueError: a setting is out of range, or two do not go together.
+        """
+        from aioserving.batching import BlockingBatchedModel
+
+        return BlockingBatchedModel(
+            self._client._run,
+            self._model.batched(
+                max_batch_size=max_batch_size,
+                max_delay=max_delay,
+                max_in_flight=max_in_flight,
+                allowed_batch_sizes=allowed_batch_sizes,
+                max_waiting=max_waiting,
+                shared_outputs=shared_outputs,
+                pad_axis=pad_axis,
+                pad_value=pad_value,
+                pad_inputs=pad_inputs,
+                length_input=length_input,
+                mask_input=mask_input,
+                cut_outputs=cut_outputs,
+            ),
         )
 
     def get_model_metadata(self, *, timeout: Timeout = DEFAULT, metadata: Metadata = ()) -> ModelMetadata:

@@ -9,10 +9,11 @@ import socket
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from typing_extensions import Self
 
+    from aioserving.batching import BatchedModel
     from aioserving.configuration import ModelConfigs, ModelLike
     from aioserving.messages import ModelServerConfig, View
     from aioserving.reload import ReloadResult, Reloads
@@ -298,6 +300,8 @@ class AsyncClient:
             self._pool.on_loss = self._resolver.request
         self._asking = ModelRecord("", None)
         self._reloads: Reloads | None = None
+        #: Handles that gather calls, which are sent before the client closes.
+        self._batched: weakref.WeakSet[BatchedModel] = weakref.WeakSet()
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -337,6 +341,8 @@ class AsyncClient:
         for task in self._fetching.values():
             task.cancel()
         try:
+            if self._batched:
+                await asyncio.gather(*(batched.aclose(grace) for batched in tuple(self._batched)))
             await self._pool.close(grace)
         finally:
             await self._monitor.aclose()
@@ -1658,6 +1664,80 @@ class Model:
         return await client._multi_inference(
             self._plan, tasks, examples, context, deadline, validate, metadata
         )
+
+    def batched(
+        self,
+        *,
+        max_batch_size: int = 128,
+        max_delay: float = 0.002,
+        max_in_flight: int = 2,
+        allowed_batch_sizes: Sequence[int] = (),
+        max_waiting: int = 10_000,
+        shared_outputs: Literal["refuse", "broadcast"] = "refuse",
+        pad_axis: int | None = None,
+        pad_value: float | bytes = 0,
+        pad_inputs: Sequence[str] = (),
+        length_input: str | None = None,
+        mask_input: str | None = None,
+        cut_outputs: Sequence[str] = (),
+    ) -> BatchedModel:
+        """A handle whose concurrent `predict` calls are sent together; see `aioserving.batching`.
+
+        Nothing waits for company while nothing is under way, so a lonely caller loses no time. Share one
+        handle among all callers, and close it, or use it as a context manager.
+
+        Args:
+            max_batch_size: rows that a batch may have; the server's own setting if it batches, too.
+            max_delay: seconds that a caller may wait for others while there is room for another batch.
+            max_in_flight: batches under way at a time.
+            allowed_batch_sizes: sizes that batches are filled up to, ascending; any size if not given.
+            max_waiting: callers that may wait; the next one is refused.
+            shared_outputs: what becomes of outputs without a batch axis: ``"refuse"`` them, or
+                ``"broadcast"`` them to every caller.
+            pad_axis: axis, 1 or more, along which inputs may differ in size; None if they may not.
+            pad_value: what shorter inputs are filled up with.
+            pad_inputs: inputs that are filled up; all whose signature leaves that axis open if not given.
+            length_input: input that is told the true size of every row.
+            mask_input: input that is told, by 1 and 0, which values are true.
+            cut_outputs: outputs that have that axis too, and are cut back to the caller's own size.
+
+        Raises:
+            ValueError: a setting is out of range, or two do not go together.
+        """
+        from aioserving.batching import BatchedModel, BatchingOptions, Predictor
+
+        client, plan = self._client, self._plan
+
+        async def call(request: bytes, deadline: float | None, metadata: Metadata) -> Answer:
+            return await client._calls.call(_PREDICT, request, deadline, plan.place, plan.record, metadata)
+
+        predictor = Predictor(
+            plan.model,
+            plan.model_spec,
+            begin=client._begin,
+            signature=lambda: plan.signature,
+            learn=lambda deadline: client._learn(plan, deadline),
+            learn_again=lambda deadline: client._learn_again(plan, deadline),
+            call=call,
+            note=lambda model_spec: _note(plan, model_spec),
+        )
+        options = BatchingOptions(
+            max_batch_size=max_batch_size,
+            max_delay=max_delay,
+            max_in_flight=max_in_flight,
+            allowed_batch_sizes=tuple(allowed_batch_sizes),
+            max_waiting=max_waiting,
+            shared_outputs=shared_outputs,
+            pad_axis=pad_axis,
+            pad_value=pad_value,
+            pad_inputs=tuple(pad_inputs),
+            length_input=length_input,
+            mask_input=mask_input,
+            cut_outputs=tuple(cut_outputs),
+        )
+        batched = BatchedModel(predictor, options)
+        client._batched.add(batched)
+        return batched
 
     async def get_model_metadata(
         self, *, timeout: Timeout = DEFAULT, metadata: Metadata = ()

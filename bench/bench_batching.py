@@ -10,11 +10,9 @@ options and deadline; blocking callers are threads. Needs TensorFlow for the rec
 
 from __future__ import annotations
 
-import pathlib
 import sys
-from collections.abc import Mapping
 
-from harness import RESULTS, SHAPES, Bar, Options, Report, Server, finish, interleave, seconds
+from harness import SHAPES, Bar, Options, Report, Server, finish, interleave, seconds
 
 BATCHED, PLAIN = "`model.batched().predict`", "`model.predict`"
 RECIPE, RECIPE_BLOCKING = "official recipe, grpc.aio", "official recipe, blocking"
@@ -106,39 +104,5 @@ def run(options: Options) -> Report:
     return report
 
 
-def draw(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> None:
-    """Bars of calls per second, a panel for each number of callers; needs matplotlib."""
-    from plots import OTHER_COLOUR, OURS_COLOUR, _pyplot, _save
-
-    pyplot = _pyplot()
-    panels = list(dict.fromkeys(callers for _, callers, _ in figures))
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(7, 1.5 * len(panels)), squeeze=False)
-    for axis, callers in zip(axes[:, 0], panels, strict=True):
-        bars = {label.strip("`"): rate for (_, number, label), rate in figures.items() if number == callers}
-        colours = [OTHER_COLOUR if "recipe" in label else OURS_COLOUR for label in bars]
-        drawn = axis.barh(list(bars), list(bars.values()), color=colours)
-        axis.bar_label(drawn, fmt="{:,.0f}", padding=3)
-        axis.invert_yaxis()
-        axis.margins(x=0.15)
-        title = "one caller" if callers == 1 else f"{callers} callers"
-        axis.set_title(f"{title}: calls per second, one row each", loc="left")
-        axis.set_xticks([])
-        axis.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.tight_layout()
-    _save(figure, path)
-    pyplot.close(figure)
-
-
-def main() -> int:
-    arguments = [argument for argument in sys.argv[1:] if argument != "--write"]
-    report = run(Options.from_arguments(__doc__, arguments))
-    if "--write" in sys.argv:
-        path = RESULTS / "batching.svg"
-        draw(report.figures, path)
-        text = f"{report.markdown()}\n![{report.title}]({path.name})\n"
-        (RESULTS / "batching.md").write_text(text, encoding="utf-8")
-    return finish(report)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(finish(run(Options.from_arguments(__doc__))))

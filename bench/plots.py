@@ -167,6 +167,27 @@ def balancing(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path)
     pyplot.close(figure)
 
 
+def batching(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> None:
+    """Bars of calls per second, a panel for each number of callers; needs matplotlib."""
+    pyplot = _pyplot()
+    panels = list(dict.fromkeys(callers for _, callers, _ in figures))
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(7, 1.5 * len(panels)), squeeze=False)
+    for axis, callers in zip(axes[:, 0], panels, strict=True):
+        bars = {label.strip("`"): rate for (_, number, label), rate in figures.items() if number == callers}
+        colours = [OTHER_COLOUR if "recipe" in label else OURS_COLOUR for label in bars]
+        drawn = axis.barh(list(bars), list(bars.values()), color=colours)
+        axis.bar_label(drawn, fmt="{:,.0f}", padding=3)
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        title = "one caller" if callers == 1 else f"{callers} callers"
+        axis.set_title(f"{title}: calls per second, one row each", loc="left")
+        axis.set_xticks([])
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+    figure.tight_layout()
+    _save(figure, path)
+    pyplot.close(figure)
+
+
 def mnist(figures: Mapping[tuple[str, int, str], float], path: pathlib.Path) -> None:
     """Bars of the seconds that 10,000 requests take, by images in a request: a panel for each server."""
     pyplot = _pyplot()

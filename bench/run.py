@@ -28,6 +28,7 @@ REPORTING = (
     "blocking",
     "connections",
     "balancing",
+    "batching",
     "peers",
     "mnist",
     "scaling",
