@@ -93,6 +93,9 @@ _Columns: TypeAlias = "dict[str | None, _Column]"
 #: Batches that were read, each with its number of rows.
 _Found: TypeAlias = "deque[tuple[_Columns, int]]"
 
+#: A batch by its number, its first row and the row after its last, and its columns.
+_Batch: TypeAlias = "tuple[int, int, int, _Columns]"
+
 #: The end of a source: what it failed with, or None.
 _End: TypeAlias = "tuple[BaseException | None]"
 
@@ -1178,12 +1181,16 @@ class Scoring:
         self._reader: _Reader | None = None
         self._feeder: asyncio.Task[None] | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        #: Read on the event loop and about to be started.
+        self._found: _Found = deque()
         #: Whether a thread is reading, and the timer for what it has found meanwhile.
         self._reading = False
         self._look: asyncio.TimerHandle | None = None
         #: Completed batches: by index, or as they came.
         self._ready: dict[int, ScoredBatch] = {}
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: set[asyncio.Future[ScoredBatch | None]] = set()
+        #: Handed out to a consumer that was cancelled at that moment.
+        self._returned: deque[ScoredBatch] = deque()
         self._room_for: asyncio.Future[None] | None = None
         #: The batch that a failure belongs to, and the failure.
         self._failure: tuple[int, BaseException] | None = None
@@ -1193,6 +1200,8 @@ class Scoring:
         self._closed = False
         #: Batches read, handed out, in flight; rows read.
         self._launched = self._handed = self._in_flight = 0
+        #: Batches that `__anext__` gave back.
+        self._given = 0
         self._next_row = self._first_row = self._consumed = first_row
         #: The batch handed out last, until the next is asked for; and later ones that are dealt with.
         self._last: ScoredBatch | None = None
@@ -1285,7 +1294,11 @@ class Scoring:
         while (batch := self._take()) is None:
             if self._ended and self._handed == self._launched:
                 raise StopAsyncIteration
-            await self._change()
+            batch = await self._change()
+            if batch is not None:
+                break
+        self._last = batch
+        self._given += 1
         return batch
 
     @property
@@ -1313,7 +1326,7 @@ class Scoring:
             errors=self._refused,
             batches=self._batches_done,
             in_flight=self._in_flight,
-            waiting=len(self._ready),
+            waiting=len(self._ready) + len(self._returned),
             max_in_flight=self._climber.limit if self._climber is not None else self._fixed,
             retries=self._retries,
             failing_for=0.0 if self._failing_since is None else now - self._failing_since,
@@ -1328,35 +1341,50 @@ class Scoring:
         Args:
             received: batches that the caller has got; one that was lost on the way is given again.
         """
-        if self._last is not None and received < self._handed:
+        if self._last is not None and received < self._given:
             return self._last
         try:
             return await self.__anext__()
         except StopAsyncIteration:
             return None
 
-    async def _change(self) -> None:
-        """Wait for anything that a consumer may wait for."""
+    async def _change(self) -> ScoredBatch | None:
+        """Wait for anything that a consumer may wait for; gives a batch, or None to look again."""
         if self._loop is None:
             raise RuntimeError("results come within 'async with' (or 'with', of a blocking client) only")
-        waiter = self._loop.create_future()
+        waiter: asyncio.Future[ScoredBatch | None] = self._loop.create_future()
         self._waiters.add(waiter)
         try:
-            await waiter
+            return await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and (batch := waiter.result()) is not None:
+                self._returned.append(batch)
+            raise
         finally:
             self._waiters.discard(waiter)
+
+    def _deliver(self, index: int, batch: ScoredBatch) -> None:
+        """Give a result to the consumer that waits for it, which makes room at once, or put it by."""
+        if not self._ordered or index == self._handed:
+            for waiter in self._waiters:
+                if not waiter.done():
+                    self._handed += 1
+                    waiter.set_result(batch)
+                    return
+        self._ready[index] = batch
 
     def _take(self) -> ScoredBatch | None:
         """Hand out a batch, if there is one to be handed out."""
         if self._closed:
             raise errors.ClientStateError("the scoring run was closed")
+        if self._returned:
+            return self._returned.popleft()
         ready = self._ready
         batch: ScoredBatch | None = None
         if ready:
             batch = ready.pop(self._handed, None) if self._ordered else ready.pop(next(iter(ready)))
         if batch is not None:
             self._handed += 1
-            self._last = batch
             self._fill()
         elif self._failure is not None:
             index, error = self._failure
@@ -1398,12 +1426,11 @@ class Scoring:
                 self._fill()
                 return
             assert self._loop is not None
-            found: _Found = deque()
             while not self._ended and self._failure is None:
                 if self._room() > 0:
-                    end = await reader.read(found)
-                    while found:
-                        self._launch(*found.popleft())
+                    end = await reader.read(self._found)
+                    while self._found:
+                        self._start(self._count(*self._found.popleft()))
                     if end is not None:
                         self._end(*end)
                     continue
@@ -1446,30 +1473,38 @@ class Scoring:
 
     def _fill(self) -> None:
         """Start what there is room for, and have more read."""
+        while (batch := self._pick()) is not None:
+            self._start(batch)
         reader = self._reader
-        if isinstance(reader, _Inline):
-            found: _Found = deque()
-            while self._room() > 0:
-                end = reader.read(found, 1)
-                if found:
-                    self._launch(*found.popleft())
-                if end is not None:
-                    self._end(*end)
-        elif isinstance(reader, _Threaded):
-            self._fill_from_thread(reader)
+        if isinstance(reader, _Threaded):
+            self._read_on(reader)
         elif self._room_for is not None and not self._room_for.done() and self._room() > 0:
             self._room_for.set_result(None)
 
-    def _fill_from_thread(self, reader: _Threaded) -> None:
+    def _pick(self) -> _Batch | None:
+        """The next batch, if there is room for it and it was read; it counts as in flight from now on."""
+        if self._room() <= 0:
+            return None
+        reader = self._reader
+        end: _End | None = None
+        if isinstance(reader, _Threaded):
+            found = reader.found
+        else:
+            found = self._found
+            if isinstance(reader, _Inline):
+                end = reader.read(found, 1)
+        batch = self._count(*found.popleft()) if found else None
+        if end is not None:
+            self._end(*end)
+        return batch
+
+    def _read_on(self, reader: _Threaded) -> None:
+        """Have a thread read, if nothing is left of what it has read."""
         if self._closed or self._failure is not None or self._ended:
             return
         assert self._loop is not None
-        found = reader.found
         room = self._room()
-        while room > 0 and found:
-            self._launch(*found.popleft())
-            room -= 1
-        if not self._reading and not found:
+        if not self._reading and not reader.found:
             if self._at_end is not None:
                 self._end(*self._at_end)
                 return
@@ -1485,14 +1520,16 @@ class Scoring:
         self._look = None
         self._fill()
 
-    def _launch(self, columns: _Columns, rows: int) -> None:
-        assert self._loop is not None
+    def _count(self, columns: _Columns, rows: int) -> _Batch:
         start = self._next_row
         self._next_row = stop = start + rows
-        index = self._launched
         self._launched += 1
         self._in_flight += 1
-        self._tasks[index] = self._loop.create_task(self._score(index, start, stop, columns))
+        return self._launched - 1, start, stop, columns
+
+    def _start(self, batch: _Batch) -> None:
+        assert self._loop is not None
+        self._tasks[batch[0]] = self._loop.create_task(self._work(batch))
 
     def _fail(self, index: int, error: BaseException) -> None:
         if self._failure is None or index < self._failure[0]:
@@ -1502,6 +1539,20 @@ class Scoring:
         self._wake()
 
     # -- one batch ------------------------------------------------------------------------------------
+
+    async def _work(self, batch: _Batch) -> None:
+        """Score a batch, and further ones for as long as there are any to go on with."""
+        key = batch[0]
+        following: _Batch | None = batch
+        del batch  # which is some rows in memory
+        try:
+            while following is not None:
+                await self._score(*following)
+                following = self._pick()
+                if following is None or self._climber is not None or type(self._reader) is not _Inline:
+                    self._fill()
+        finally:
+            self._tasks.pop(key, None)
 
     async def _score(self, index: int, start: int, stop: int, columns: _Columns) -> None:
         begun = self._clock()
@@ -1529,18 +1580,13 @@ class Scoring:
             now = self._clock()
             batch.seconds = now - begun
             self._answered(now, stop - start, batch)
-            self._ready[index] = batch
-            if not self._ordered or index == self._handed:
-                self._wake()
+            self._deliver(index, batch)
         except Exception as error:
             self._fail(index, error)
         finally:
-            self._tasks.pop(index, None)
             self._in_flight -= 1
             if not self._ordered and not self._in_flight:
                 self._wake()
-        if self._climber is not None:
-            self._fill()
 
     def _answered(self, now: float, rows: int, batch: ScoredBatch) -> None:
         self._failing_since = None

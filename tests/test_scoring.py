@@ -1118,6 +1118,35 @@ def test_cancelled_at_any_point(kind: str, ordered: bool) -> None:
     run(story())
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_wait_that_is_cancelled_loses_no_result(ordered: bool) -> None:
+    """A consumer that gives up waiting, also when the result comes, finds it when it asks again."""
+
+    async def story() -> None:
+        chance = random.Random(3)
+        model = FakeModel(pause=lambda: chance.randrange(5))
+        seen: list[float] = []
+        cancelled = 0
+        async with model.score(floats(300), batch_size=1, max_in_flight=3, ordered=ordered) as results:
+            while True:
+                task = asyncio.ensure_future(results.__anext__())
+                for _ in range(chance.randrange(6)):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                if task.cancelled():
+                    cancelled += 1
+                elif isinstance(task.exception(), StopAsyncIteration):
+                    break
+                else:
+                    seen += task.result().outputs["y"].tolist()
+        assert cancelled > 50
+        assert (seen if ordered else sorted(seen)) == (floats(300) * 2).tolist()
+        assert results.consumed == 300
+
+    run(story())
+
+
 def test_a_source_that_hangs_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
