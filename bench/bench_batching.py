@@ -1,7 +1,6 @@
 """One row per call: batched, plain and by the official recipe, by the number of callers.
 
-    python bench/bench_batching.py            print the table
-    python bench/bench_batching.py --write    and write it, with its plot, to bench/results/
+    python bench/bench_batching.py
 
 Every call carries one row of 784 floats (3 KB); the server answers as many rows of ten scores as it was sent.
 `batched()` is used as it comes: up to 128 rows, 2 ms, two batches under way. The recipe gets the same channel

@@ -10,7 +10,7 @@ from aioserving._proto import message_class
 from aioserving.testing import CallableServable, StatusCode, StatusError
 from aioserving.testing.servable import CallableSignature
 
-__all__ = ["digits", "graded", "many_signatures", "versions"]
+__all__ = ["digits", "graded", "many_signatures", "row_sums", "versions"]
 
 
 def digits(version: int = 1, width: int = 784) -> CallableServable:
@@ -26,6 +26,16 @@ def digits(version: int = 1, width: int = 784) -> CallableServable:
         run,
         inputs={"images": ("float32", (None, width))},
         outputs={"scores": ("float32", (None,)), "version": ("int64", ())},
+        inline=True,
+    )
+
+
+def row_sums() -> CallableServable:
+    """One input ``images`` float32 (-1, 784); ``scores``, the row sums: every output has a batch axis."""
+    return CallableServable(
+        lambda images: {"scores": images.sum(axis=-1, dtype=np.float32)},
+        inputs={"images": ("float32", (None, 784))},
+        outputs={"scores": ("float32", (None,))},
         inline=True,
     )
 

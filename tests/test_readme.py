@@ -13,7 +13,7 @@ import pytest
 from aioserving import write_config
 from aioserving.testing import ModelServer
 
-from .models import digits
+from .models import row_sums
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,7 +32,7 @@ def test_python_blocks_run(block: str, tmp_path: Path) -> None:
         tmp_path / "models.config",
         [{"name": "digits", "base_path": "/callable/digits", "model_version_policy": {"specific": [1]}}],
     )
-    models = {"digits": {1: digits(1), 2: digits(2)}, "extra": {1: digits()}}
+    models = {"digits": {1: row_sums(), 2: row_sums()}, "extra": {1: row_sums()}}
     with ModelServer(models, file_system_poll_wait_seconds=0.1) as server:
         code = block.replace("127.0.0.1:8500", server.target).replace("/models/", "/callable/")
         done = subprocess.run(
