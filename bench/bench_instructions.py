@@ -44,9 +44,10 @@ ITERATIONS: Mapping[str, int] = {
     "decode 1x10 float_val": 8000,
     "decode 1x10 float_val, first of its kind": 1000,
     "decode 1M float_val": 8000,
-    "decode 1M int64_val below 128": 10,
+    "decode 1M int64_val below 128": 40,
     "predict": 1000,
     "predict of a handle": 1000,
+    "predict of a batched handle, alone": 1000,
 }
 
 

@@ -82,9 +82,11 @@ def codec_cases() -> dict[str, Callable[[], object]]:
 def call_cases(client: aioserving.AsyncClient) -> dict[str, Callable[[], Awaitable[object]]]:
     inputs = {"x": fixed(1)}
     model = client.model("m")
+    batched = model.batched()
     return {
         "predict": lambda: client.predict("m", inputs),
         "predict of a handle": lambda: model.predict(inputs),
+        "predict of a batched handle, alone": lambda: batched.predict(inputs),
     }
 
 
