@@ -1147,6 +1147,35 @@ def test_a_wait_that_is_cancelled_loses_no_result(ordered: bool) -> None:
     run(story())
 
 
+def test_a_result_that_meets_a_cancelled_consumer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that is cancelled after it was given a result, and before it went on, finds it again."""
+
+    async def story() -> None:
+        results = FakeModel().score(floats(5), batch_size=1, max_in_flight=2)
+        deliver = results._deliver
+        task: asyncio.Task[ScoredBatch]
+
+        def deliver_and_cancel(index: int, batch: ScoredBatch) -> None:
+            waiting = bool(results._waiters)
+            deliver(index, batch)
+            if waiting:
+                task.cancel()
+
+        async def wait() -> ScoredBatch:
+            return await results.__anext__()
+
+        async with results:
+            monkeypatch.setattr(results, "_deliver", deliver_and_cancel)
+            task = asyncio.create_task(wait())
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert results.progress().waiting >= 1
+            monkeypatch.setattr(results, "_deliver", deliver)
+            assert [batch.start async for batch in results] == [0, 1, 2, 3, 4]
+
+    run(story())
+
+
 def test_a_source_that_hangs_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
