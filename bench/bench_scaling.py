@@ -44,11 +44,11 @@ NUMBERS = (1, 2, 4)
 BUSY = 0.85
 
 
-def limit_of(client: float, server: float) -> str:
-    """What keeps calls from coming faster, from the cores that both processes kept busy."""
+def limit_of(client: float, server: float, servers: int = 1) -> str:
+    """What keeps calls from coming faster, from the cores that the client and each server kept busy."""
     if np.isnan(server):
         return ""
-    if client + server >= 0.93 * (os.cpu_count() or 1):
+    if client + servers * server >= 0.93 * (os.cpu_count() or 1):
         return "all cores of the machine"
     if max(client, server) >= BUSY:
         return "client CPU" if client >= server else "server CPU"
@@ -187,10 +187,7 @@ def by_connections(report: Report, options: Options) -> None:
                 name = f"{endpoints} endpoint{'s' if endpoints > 1 else ''}"
                 report.figures[f"connections {payload}", number, name] = rate
                 # Servers share the load: each is about as busy as the first.
-                client, server = (
-                    found.median(label, "cores"),
-                    endpoints * found.median(label, "server_cores"),
-                )
+                client, server = found.median(label, "cores"), found.median(label, "server_cores")
                 rows.append(
                     (
                         payload,
@@ -202,8 +199,8 @@ def by_connections(report: Report, options: Options) -> None:
                         seconds(found.latency(label, 0.5)),
                         seconds(found.latency(label, 0.99)),
                         f"{client:.2f}",
-                        f"{server:.2f}",
-                        limit_of(client, server),
+                        f"{endpoints * server:.2f}",
+                        limit_of(client, server, endpoints),
                     )
                 )
     report.text("By endpoints (server processes on this machine) and connections to each of them.")

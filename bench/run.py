@@ -1,6 +1,6 @@
 """Run every benchmark: print its tables, and write them to bench/results/.
 
-    python bench/run.py                  all of them, about half an hour
+    python bench/run.py                  all of them, about an hour
     python bench/run.py predict import   only these
     python bench/run.py --quick          see that all of them run; writes nothing
 

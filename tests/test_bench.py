@@ -100,6 +100,7 @@ def test_scaling_tells_what_limits(harness: ModuleType) -> None:
         assert scaling.limit_of(0.5, 0.95) == "server CPU"
         assert scaling.limit_of(0.4, 0.4).endswith("waiting")
         assert scaling.limit_of(1.0, 7.0) == "all cores of the machine"
+        assert scaling.limit_of(0.5, 0.7, servers=2).endswith("waiting")
         assert scaling.limit_of(1.0, float("nan")) == ""
 
 
