@@ -103,6 +103,8 @@ _End: TypeAlias = "tuple[BaseException | None]"
 _MOST_IN_FLIGHT: Final = 64
 #: Bytes that a reading thread may always read ahead: waking it for each small batch costs as much as a call.
 _READ_AHEAD: Final = 1 << 20
+#: Batches that are cut at once from what is in memory as a whole: views take no memory, and it is faster.
+_STRIDE: Final = 32
 #: Seconds for which a reading thread goes on when it has something to hand over already.
 _READING: Final = 0.002
 #: Seconds that the end of a run waits for a source that is in the middle of reading.
@@ -1181,8 +1183,9 @@ class Scoring:
         self._reader: _Reader | None = None
         self._feeder: asyncio.Task[None] | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        #: Read on the event loop and about to be started.
+        #: Read on the event loop and about to be started; and how many are read at once.
         self._found: _Found = deque()
+        self._stride = 1
         #: Whether a thread is reading, and the timer for what it has found meanwhile.
         self._reading = False
         self._look: asyncio.TimerHandle | None = None
@@ -1195,7 +1198,7 @@ class Scoring:
         #: The batch that a failure belongs to, and the failure.
         self._failure: tuple[int, BaseException] | None = None
         self._ended = False
-        #: The end of a source that is read in a thread: what it failed with, or None. None before that.
+        #: The end of the source, if it was met: it counts once all that was read before is under way.
         self._at_end: _End | None = None
         self._closed = False
         #: Batches read, handed out, in flight; rows read.
@@ -1213,6 +1216,7 @@ class Scoring:
         self._stopped: float | None = None
         self._failing_since: float | None = None
         self._latencies = LatencyHistogram()
+        self._seconds: list[float] = []
         self._samples: deque[tuple[float, int]] = deque()
 
     def __repr__(self) -> str:
@@ -1318,6 +1322,10 @@ class Scoring:
             (self._began, 0),
         )
         seconds = now - since
+        latencies = LatencyHistogram()  # of its own: this may be another thread than the loop's
+        latencies.merge(self._latencies)
+        for one in tuple(self._seconds):
+            latencies.record(one)
         return ScoringProgress(
             rows_read=self._next_row - self._first_row,
             rows_done=self._rows_done,
@@ -1332,7 +1340,7 @@ class Scoring:
             failing_for=0.0 if self._failing_since is None else now - self._failing_since,
             seconds=now - self._began,
             rows_per_second=(self._rows_done - rows) / seconds if seconds > 0 else 0.0,
-            latency=self._latencies.snapshot(),
+            latency=latencies.snapshot(),
         )
 
     async def _next(self, received: int) -> ScoredBatch | None:
@@ -1450,6 +1458,8 @@ class Scoring:
         self._reader = _open(source, rebatcher, self._batch_size)
         if rebatcher.finished:
             self._total = len(rebatcher)
+            if all(cut is _cut_plain for piece in rebatcher._pieces for _, _, cut in piece.columns):
+                self._stride = _STRIDE
 
     def _accept(self, end: _End | None) -> None:
         """Go on where a reading thread has done its part."""
@@ -1486,16 +1496,14 @@ class Scoring:
         if self._room() <= 0:
             return None
         reader = self._reader
-        end: _End | None = None
         if isinstance(reader, _Threaded):
-            found = reader.found
-        else:
-            found = self._found
-            if isinstance(reader, _Inline):
-                end = reader.read(found, 1)
+            return self._count(*reader.found.popleft()) if reader.found else None
+        found = self._found
+        if isinstance(reader, _Inline) and not found:
+            self._at_end = reader.read(found, self._stride)
         batch = self._count(*found.popleft()) if found else None
-        if end is not None:
-            self._end(*end)
+        if self._at_end is not None and not found:
+            self._end(*self._at_end)
         return batch
 
     def _read_on(self, reader: _Threaded) -> None:
@@ -1593,7 +1601,9 @@ class Scoring:
         self._rows_done += rows
         self._batches_done += 1
         self._refused += len(batch.refused)
-        self._latencies.record(batch.seconds)
+        self._seconds.append(batch.seconds)
+        if len(self._seconds) >= 256:
+            self._fold()
         samples = self._samples
         if now - samples[-1][0] >= _RATE_STEP:
             samples.append((now, self._rows_done))
@@ -1601,6 +1611,12 @@ class Scoring:
                 samples.popleft()
         if self._climber is not None:
             self._climber.record(rows, self._in_flight, now)
+
+    def _fold(self) -> None:
+        """Put the latest latencies into the histogram: many at once cost a third of what each alone does."""
+        seconds, self._seconds = self._seconds, []
+        for one in seconds:
+            self._latencies.record(one)
 
     def _arrays(self, columns: _Columns) -> _Columns:
         """Lists as the arrays that are sent; as they are if that fails, so that `predict` tells why."""
