@@ -26,12 +26,16 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+# Before numpy is there: more threads for so small a model wait busily, on the client's cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import grpc
 import numpy as np
