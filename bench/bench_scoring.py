@@ -25,7 +25,7 @@ from aioserving.scoring import BlockingScoring, Scoring
 from aioserving.signature import Signature
 
 #: Rows of a call, calls at a time, calls of a turn, turns.
-ROWS, AT_A_TIME, CALLS, ROUNDS = 256, 8, 200, 24
+ROWS, AT_A_TIME, CALLS, ROUNDS = 256, 8, 600, 15
 WIDTH = 64
 
 HAND = "by hand: gather and semaphore"
