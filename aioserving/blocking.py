@@ -313,20 +313,26 @@ class Client:
                 self._start()
             elif self._generation != process_generation():
                 check_fork(self._generation)
-            return self._call(coroutine)
         except BaseException:
             coroutine.close()
             raise
+        return self._call(coroutine)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         loop = self._loop
         assert loop is not None
-        if threading.get_ident() == self._loop_thread:
-            raise errors.EventLoopError(
-                "a blocking Client was called on the thread of its own event loop, and would wait for itself"
-            )
-        call = _Call(coroutine)
-        loop.call_soon_threadsafe(call.start, loop)
+        try:
+            if threading.get_ident() == self._loop_thread:
+                raise errors.EventLoopError(
+                    "a blocking Client was called on the thread of its own event loop, and would wait for "
+                    "itself"
+                )
+            call = _Call(coroutine)
+            loop.call_soon_threadsafe(call.start, loop)
+        except BaseException:
+            coroutine.close()
+            raise
+        # From here on the coroutine is the loop's: only its thread may touch it.
         try:
             call.done.acquire()
         except BaseException:
