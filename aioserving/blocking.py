@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from aioserving.configuration import ModelConfigs, ModelLike
     from aioserving.messages import ModelServerConfig, View
     from aioserving.reload import ReloadResult
+    from aioserving.scoring import BlockingScoring, Items, OnError, Source
     from aioserving.transport import ChannelCredentials
 
 __all__ = ["BlockingModel", "Client"]
@@ -1156,6 +1157,73 @@ class BlockingModel:
                 length_input=length_input,
                 mask_input=mask_input,
                 cut_outputs=cut_outputs,
+            ),
+        )
+
+    def score(
+        self,
+        source: Source,
+        *,
+        batch_size: int = 256,
+        max_in_flight: int | None = None,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        outage: float = 300.0,
+        items: Items | None = None,
+        keep: Sequence[str] = (),
+        first_row: int = 0,
+        output_filter: Sequence[str] | None = None,
+        timeout: Timeout = DEFAULT,
+        validate: bool = True,
+        compression: Compression | None = None,
+        metadata: Metadata = (),
+    ) -> BlockingScoring:
+        """Run the model on any number of rows, in batches, in bounded memory; see `aioserving.scoring`.
+
+        Use the result as a context manager, and iterate over it for a `ScoredBatch` each: ``index``,
+        ``start``, ``stop``, ``inputs``, ``outputs``.
+
+        Args:
+            source: iterable (or async iterable) of rows or batches, arrays and memory maps, a dict of
+                columns, a DataFrame, an Arrow table or reader.
+            batch_size: rows of a call.
+            max_in_flight: batches that are held at a time; found while it runs if not given.
+            ordered: give batches in the order of the source, not as they are done.
+            on_error: what becomes of rows that the server refuses: ``"raise"`` the error, ``"skip"`` them,
+                or ``"collect"`` them in ``batch.errors``.
+            outage: seconds for which servers that do not answer are waited for.
+            items: whether `source` gives ``"rows"`` or ``"batches"``, where that cannot be told.
+            keep: columns that are not sent, and come back in ``batch.kept``.
+            first_row: number of the first row of `source`.
+            output_filter: names of the outputs to ask for; all if not given.
+            timeout: seconds until a call fails; the client's own setting if not given.
+            validate: False does not check inputs against the signature.
+            compression: ``"gzip"`` or ``"deflate"`` for the requests.
+            metadata: gRPC metadata of the calls.
+
+        Raises:
+            ValueError: a setting is out of range.
+            TypeError: `source` is nothing of the above.
+        """
+        from aioserving.scoring import BlockingScoring
+
+        return BlockingScoring(
+            self._client._run,
+            self._model.score(
+                source,
+                batch_size=batch_size,
+                max_in_flight=max_in_flight,
+                ordered=ordered,
+                on_error=on_error,
+                outage=outage,
+                items=items,
+                keep=keep,
+                first_row=first_row,
+                output_filter=output_filter,
+                timeout=timeout,
+                validate=validate,
+                compression=compression,
+                metadata=metadata,
             ),
         )
 

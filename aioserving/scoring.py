@@ -1874,3 +1874,8 @@ class BlockingScoring:
             self._run(self._scoring.aclose())
         except errors.ClientClosedError:
             self._scoring._abandon()  # the client was first, and ended everything
+        except BaseException:
+            # Ctrl-C while it was being closed, perhaps before that had begun: the thread that reads the
+            # source would wait for ever, and the interpreter for it.
+            self._scoring._abandon()
+            raise

@@ -87,7 +87,11 @@ def test_parity(blocking_kind: type, async_kind: type) -> None:
         expected, actual = inspect.signature(function), inspect.signature(counterpart)
         assert list(actual.parameters.values()) == list(expected.parameters.values()), name
         result = str(expected.return_annotation)
-        blocking = {"Model": "BlockingModel", "BatchedModel": "BlockingBatchedModel"}
+        blocking = {
+            "Model": "BlockingModel",
+            "BatchedModel": "BlockingBatchedModel",
+            "Scoring": "BlockingScoring",
+        }
         assert str(actual.return_annotation) == blocking.get(result, result), name
         if name != "aclose":
             assert inspect.getdoc(counterpart) == inspect.getdoc(function), name

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ import numpy as np
 import pytest
 
 from aioserving import AsyncClient, Client, Model, RetryPolicy, UnavailableError
-from aioserving.scoring import BlockingScoring, ScoredBatch, Scoring
-from aioserving.signature import Signature
+from aioserving.scoring import ScoredBatch, Scoring
 from aioserving.testing import CallableServable, ServerProcess, StatusCode, StatusError
 from tests.scenarios.leaks import settled
 
@@ -51,13 +49,11 @@ def numbers(start: int = 0, stop: int = ROWS) -> Any:
     return np.arange(start, stop, dtype=np.float32)
 
 
-def score(model: Model, source: Any, *, timeout: float = 5.0, **options: Any) -> Scoring:
-    async def learn() -> Signature:
-        return (await model.get_model_metadata(timeout=timeout)).signature()
+OPTIONS: dict[str, Any] = {"batch_size": 20, "max_in_flight": 6, "outage": 60.0, "timeout": 5.0}
 
-    predict = partial(model.predict, timeout=timeout)
-    options = {"batch_size": 20, "max_in_flight": 6, "outage": 60.0} | options
-    return Scoring(source, predict, signature=learn, name=model.name, **options)
+
+def score(model: Model, source: Any, **options: Any) -> Scoring:
+    return model.score(source, **(OPTIONS | options))
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:
@@ -194,11 +190,10 @@ def test_an_outage_beyond_the_limit_can_be_resumed() -> None:
 def test_plain_code_while_the_server_is_restarted() -> None:
     """The blocking client gives the same: every row once, in order."""
     with process() as server, Client(server.target) as client:
-        model = client.model("picky")
-        scoring = score(model._model, ({"x": value} for value in numbers()))
+        scoring = client.model("picky").score(({"x": value} for value in numbers()), **OPTIONS)
         restart = threading.Timer(0.2, server.restart)
         restart.start()
-        with BlockingScoring(client._run, scoring) as results:
+        with scoring as results:
             batches = list(results)
         restart.join()
         check(batches, numbers())
@@ -208,9 +203,8 @@ def test_plain_code_while_the_server_is_restarted() -> None:
 
 _PLAIN = """
 import itertools, sys
-from tests.scenarios.test_scoring import score
+from tests.scenarios.test_scoring import OPTIONS
 from aioserving import Client
-from aioserving.scoring import BlockingScoring
 
 closed = False
 def rows():
@@ -223,7 +217,7 @@ def rows():
 
 with Client(sys.argv[1]) as client:
     seen = 0
-    results = BlockingScoring(client._run, score(client.model("picky")._model, rows()))
+    results = client.model("picky").score(rows(), **OPTIONS)
     try:
         with results:
             for batch in results:
