@@ -76,6 +76,9 @@ _OPTIONS: Final[dict[str, Any]] = {
     "grpc.primary_user_agent": "aioserving",
 }
 
+#: Seconds that calls which were cancelled may take to end.
+_PATIENCE: Final = 5.0
+
 #: Seconds beyond which a timeout is none: gRPC's own arithmetic overflows into a deadline in the past.
 _ENDLESS: Final = 1e8
 
@@ -364,7 +367,9 @@ class Transport:
                 _end(call)
             if self._active:  # their cancellations complete in the callers' tasks
                 self._drained = asyncio.Event()
-                await self._drained.wait()
+                # A KeyboardInterrupt that strikes inside gRPC can lose the end of a call.
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._drained.wait(), _PATIENCE)
         finally:
             await self._channel.close()
             self._let_go()
