@@ -4,15 +4,19 @@ A call that is idempotent, as all are but reloads, may be sent more than once. W
 attempt is decided by `retry`, `hedging` and `circuit`, where it goes by the pool; here they are put
 together, with one deadline for everything and the story of every attempt in the result or the error.
 
-The way of a call that meets no fault has no task, no lock and no timer of its own, but for the timer of a
-hedge if hedging is switched on.
+The way of a call that meets no fault has no task, no lock and no timer of its own. Nor has that of a call
+which may be hedged: all of them share one timer (`_Line`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import math
 import random as random_module
 import time
+import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -40,6 +44,9 @@ Answer = tuple[bytes, tuple[Attempt, ...]]
 #: takes at the least: until then silence says nothing.
 _LARGE: Final = 1024 * 1024
 _SLOW: Final = 4e6
+
+#: Seconds by which a timer may ring early, as clocks are only so fine.
+_PUNCTUAL: Final = 1e-4
 
 #: Codes of calls that ended on this side, maybe, and so tell nothing of whether anybody is there.
 _UNANSWERED: Final = frozenset({"DEADLINE_EXCEEDED", "CANCELLED"})
@@ -140,6 +147,7 @@ class Calls:
         self._explain = explain
         self._records: dict[str, ModelRecord] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._line = _Line()
         pool.on_return = self._something_is_back
         pool.on_outage = self._nothing_can_be_reached
 
@@ -198,7 +206,9 @@ class Calls:
             record.errors += 1
             error.model, error.method = place.model, _short(method)
             error.attempts = tuple(attempts)
-            self._ended(record, method, error.code, begun, attempts)
+            if self._observers:
+                seconds = self.clock() - begun
+                self._observers.call_ended(record.model, _short(method), error.code, seconds, error.attempts)
             raise
         seconds = self.clock() - begun
         record.calls += 1
@@ -208,7 +218,7 @@ class Calls:
         if record.hedging is not None:
             record.hedging.record(seconds, begun + seconds)
         if self._observers:
-            self._ended(record, method, "OK", begun, attempts)
+            self._observers.call_ended(record.model, _short(method), "OK", seconds, story)
         return response, story
 
     async def call_once(
@@ -238,7 +248,11 @@ class Calls:
         attempts: list[Attempt] = []
         place = Place(model) if model is not None else None
         try:
-            pairs = (*self._metadata, *await self._mine(deadline), *metadata)
+            mine: Metadata = ()
+            if self._credentials is not None:
+                found = self._credentials.metadata()
+                mine = await self._obtain(self._credentials, deadline) if found is None else found
+            pairs = (*self._metadata, *mine, *metadata)
             response, failure, _ = await self._attempt(
                 method, request, deadline, place, pairs, begun, attempts, [], None, endpoint, None
             )
@@ -252,6 +266,7 @@ class Calls:
 
     async def aclose(self) -> None:
         """End the hedges that are still under way."""
+        self._line.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -272,6 +287,7 @@ class Calls:
     ) -> bytes:
         pool = self._pool
         circuit = self._circuit
+        credentials = self._credentials
         tried: list[Endpoint] = []
         absent: tuple[Endpoint, ...] = ()
         mine: Metadata = ()
@@ -288,9 +304,12 @@ class Calls:
             number += 1
             try:
                 pairs: Metadata = self._metadata
-                if metadata or self._credentials is not None:
-                    mine = await self._mine(deadline)
+                if credentials is not None:
+                    found = credentials.metadata()
+                    mine = await self._obtain(credentials, deadline) if found is None else found
                     pairs = (*pairs, *mine, *metadata)
+                elif metadata:
+                    pairs = (*pairs, *metadata)
                 if number > 1:
                     pairs = (*pairs, ("grpc-previous-rpc-attempts", str(number - 1)))
                 response, failure, endpoint = await self._attempt(
@@ -336,7 +355,7 @@ class Calls:
             last = failure
             if isinstance(failure, errors.UnauthenticatedError) and not refreshed:
                 refreshed = True
-                if self._credentials is not None and self._credentials.invalidate(mine):
+                if credentials is not None and credentials.invalidate(mine):
                     from aioserving.events import CredentialsRefreshed
 
                     self._observers.emit(CredentialsRefreshed(endpoint.target))
@@ -403,27 +422,34 @@ class Calls:
             hedging = record.hedging
         else:
             hedging = None
+        race: _Race | None = None
         if hedging is not None:
             delay = hedging.delay(now)
             if delay is not None and len(pool.endpoints) > 1:
                 race = _Race(
-                    self, connection, hedging, method, request, deadline, place, metadata, begun, tried
+                    now, delay, self, connection, method, request, deadline, place, metadata, begun, tried
                 )
-                return await race.run(now, delay, timeout, attempts)
+                self._line.add(race, now)
         endpoint = connection.endpoint
         try:
             transport = connection.transport or connection.open()
-            response = await transport.call(method, request, timeout, metadata)
+            response = await transport.call(method, request, timeout, metadata, race)
         except errors.RPCError as failure:
             end = clock()
+            if race is not None and (second := race.finish()) is not None:
+                return await second.first_failed(failure, now, end, attempts)
             pool.release(connection, failure, end - now, end, place)
             attempts.append(_failed(endpoint, now - begun, end - now, failure))
             return b"", failure, endpoint
         except BaseException as error:
             pool.release(connection, error)
+            if race is not None and (second := race.finish()) is not None:
+                second.cancel()
             raise
         end = clock()
         pool.release(connection, None, end - now, end, place)
+        if race is not None and (second := race.finish()) is not None:
+            second.first_answered(end, attempts)
         attempts.append(Attempt(endpoint.target, now - begun, end - now))
         return response, None, endpoint
 
@@ -438,21 +464,15 @@ class Calls:
             raise _late(())
         return await pool.acquire(left, place, tried, endpoint=only)
 
-    async def _mine(self, deadline: float | None) -> Metadata:
-        """What the credentials have a call carry."""
-        credentials = self._credentials
-        if credentials is None:
-            return ()
-        mine = credentials.metadata()
-        if mine is None:
-            left = None if deadline is None else max(deadline - self.clock(), 0.0)
-            try:
-                mine = await asyncio.wait_for(obtain(credentials), left)
-            except (TimeoutError, asyncio.TimeoutError) as error:
-                raise errors.DeadlineExceededError(
-                    f"{credentials!r} did not come in time: nothing was sent"
-                ) from error
-        return mine
+    async def _obtain(self, credentials: Credentials, deadline: float | None) -> Metadata:
+        """What credentials have a call carry, where it has to be fetched first."""
+        left = None if deadline is None else max(deadline - self.clock(), 0.0)
+        try:
+            return await asyncio.wait_for(obtain(credentials), left)
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise errors.DeadlineExceededError(
+                f"{credentials!r} did not come in time: nothing was sent"
+            ) from error
 
     # -- circuit and telling ------------------------------------------------------------------------------
 
@@ -487,47 +507,31 @@ class Calls:
         if self._circuit.success(now) is not None:
             self._closed(now)
 
-    def _ended(
-        self, record: ModelRecord, method: str, code: str, begun: float, attempts: Sequence[Attempt]
-    ) -> None:
-        if self._observers:
-            from aioserving.events import CallEnded
 
-            seconds = self.clock() - begun
-            self._observers.emit(CallEnded(record.model, _short(method), code, seconds, tuple(attempts)))
-
-
-class _Race:
-    """An attempt that gets company when it is late; whoever answers first wins.
-
-    The first attempt runs in the caller's own task, the second in one of its own.
-    """
+class _Race(Slot):
+    """A first attempt that gets company when it is late: what has to be known of it to send a second one."""
 
     __slots__ = (
-        "_answer",
-        "_begun",
-        "_calls",
-        "_connection",
-        "_deadline",
-        "_delay",
-        "_hedging",
-        "_metadata",
-        "_method",
-        "_place",
-        "_request",
-        "_second",
-        "_slot",
-        "_story",
-        "_task",
-        "_tried",
-        "_unsent",
+        "begun",
+        "calls",
+        "connection",
+        "deadline",
+        "delay",
+        "due",
+        "metadata",
+        "method",
+        "place",
+        "request",
+        "second",
+        "tried",
     )
 
     def __init__(
         self,
+        now: float,
+        delay: float,
         calls: Calls,
         connection: Connection,
-        hedging: Hedging,
         method: str,
         request: bytes,
         deadline: float | None,
@@ -536,147 +540,243 @@ class _Race:
         begun: float,
         tried: list[Endpoint],
     ) -> None:
-        self._calls = calls
-        self._connection = connection
-        self._hedging = hedging
-        self._method = method
-        self._request = request
-        self._deadline = deadline
-        self._place = place
-        self._metadata = metadata
-        self._begun = begun
-        self._tried = tried
-        self._slot = Slot()
-        self._delay = 0.0
-        self._task: asyncio.Task[None] | None = None
-        #: The second attempt's connection until its task has begun.
-        self._unsent: Connection | None = None
-        #: Where the second attempt went, and when.
-        self._second: tuple[Endpoint, float] | None = None
-        #: What it answered, and where it came from.
-        self._answer: tuple[bytes, Endpoint] | None = None
-        self._story: list[Attempt] = []
+        self._call = None
+        self.superseded = False
+        #: When it is late; minus infinity once it is over.
+        self.due = now + delay
+        self.delay = delay
+        #: None once it is over, so that nothing is kept alive by a race that stands in line.
+        self.calls: Calls | None = calls
+        self.connection: Connection | None = connection
+        self.method = method
+        self.request = request
+        self.deadline = deadline
+        self.place = place
+        self.metadata = metadata
+        self.begun = begun
+        self.tried = tried
+        self.second: _Second | None = None
 
     def __repr__(self) -> str:
-        state = "hedged" if self._task is not None else "alone"
-        return f"<_Race of {_short(self._method)}, {state}>"
+        state = "over" if self.calls is None else "alone" if self.second is None else "hedged"
+        return f"<_Race of {_short(self.method)}, {state}>"
 
-    async def run(
-        self, now: float, delay: float, timeout: float | None, attempts: list[Attempt]
-    ) -> tuple[bytes, errors.RPCError | None, Endpoint]:
-        """Make the first attempt, and the second when its time comes; as `Calls._attempt`."""
-        calls, connection = self._calls, self._connection
-        endpoint = connection.endpoint
-        pool, clock = calls._pool, calls.clock
-        self._delay = delay
-        timer = asyncio.get_running_loop().call_later(delay, self._hedge)
-        failure: errors.RPCError | None = None
-        response = b""
-        try:
-            try:
-                transport = connection.transport or connection.open()
-                response = await transport.call(
-                    self._method, self._request, timeout, self._metadata, self._slot
-                )
-            except errors.RPCError as error:
-                failure = error
-            except BaseException as error:
-                pool.release(connection, error)
-                raise
-            finally:
-                timer.cancel()
-            end = clock()
-            if self._slot.superseded and failure is not None:
-                # It was late, which the balancer has to know, but it did not fail.
-                pool.balancer.record(endpoint, end - now, end)
-                pool.release(connection, asyncio.CancelledError())
-                story = Attempt(endpoint.target, now - self._begun, end - now, "SUPERSEDED")
-            else:
-                pool.release(connection, failure, end - now, end, self._place)
-                story = (
-                    Attempt(endpoint.target, now - self._begun, end - now)
-                    if failure is None
-                    else _failed(endpoint, now - self._begun, end - now, failure)
-                )
-            if failure is not None and self._task is not None:
-                await asyncio.wait((self._task,))
-        finally:
-            if self._task is not None and not self._task.done():
-                self._task.cancel()
-        if failure is None:
-            attempts += self._story
-            if self._second is not None and not self._story:
-                other, started = self._second
-                attempts.append(
-                    Attempt(other.target, started - self._begun, end - started, "SUPERSEDED", "", True)
-                )
-            attempts.append(story)
-            return response, None, endpoint
-        attempts += [story, *self._story]
-        if self._answer is not None:
-            return self._answer[0], None, self._answer[1]
-        return b"", failure, endpoint
+    def finish(self) -> _Second | None:
+        """The first attempt is over; gives the second, if there was one."""
+        self.due = -math.inf
+        self.calls = self.connection = self._call = None
+        self.request = b""
+        return self.second
 
-    def _hedge(self) -> None:
+    def hedge(self) -> None:
         """The time has come: begin the second attempt, if there is somewhere to go."""
         from aioserving.events import CallHedged
 
-        calls, first = self._calls, self._connection.endpoint
-        pool = calls._pool
+        calls, connection = self.calls, self.connection
+        assert calls is not None and connection is not None  # noqa: PT018 - both or none
+        first, pool = connection.endpoint, calls._pool
         now = calls.clock()
-        elsewhere = (*self._tried, first)
-        if not pool.others(self._place, elsewhere):
+        elsewhere = (*self.tried, first)
+        if not pool.others(self.place, elsewhere):
             return
         try:
-            connection = pool.try_acquire(self._place, elsewhere, now)
+            other = pool.try_acquire(self.place, elsewhere, now)
         except errors.ClientClosedError:
             return
-        if connection is None:
+        if other is None:
             return
+        place = self.place
+        hedging = calls.record(place.model).hedging if place is not None else None
         if (
-            connection.endpoint in elsewhere
+            other.endpoint in elsewhere
+            or hedging is None
             or not calls._budget.affords(now)
-            or not self._hedging.try_hedge(now)
+            or not hedging.try_hedge(now)
         ):
-            pool.release(connection)
+            pool.release(other)
             return
         calls._budget.try_withdraw(now)  # hedges and retries together are what may come on top of the calls
-        targets = (first.target, connection.endpoint.target)
-        calls._observers.emit(
-            CallHedged(
-                self._place.model if self._place is not None else None,
-                _short(self._method),
-                targets,
-                self._delay,
-            )
-        )
-        self._second = connection.endpoint, now
-        task = asyncio.get_running_loop().create_task(self._run_second(connection, now))
-        self._task = task
-        calls._tasks.add(task)
-        self._unsent = connection
-        task.add_done_callback(self._second_ended)
+        self.second = _Second(self, calls, connection, other, now)
+        model = place.model if place is not None else None
+        targets = (first.target, other.endpoint.target)
+        calls._observers.emit(CallHedged(model, _short(self.method), targets, self.delay))
 
-    def _second_ended(self, task: asyncio.Task[None]) -> None:
-        self._calls._tasks.discard(task)
-        connection, self._unsent = self._unsent, None
-        if connection is not None:  # a task that is cancelled before its first step runs no line at all
-            self._calls._pool.release(connection, asyncio.CancelledError())
 
-    async def _run_second(self, connection: Connection, now: float) -> None:
-        self._unsent = None
-        calls, endpoint = self._calls, connection.endpoint
-        pool, clock = calls._pool, calls.clock
-        started = now - self._begun
+class _Line:
+    """First attempts in the order in which they will be late, and one timer for all of them.
+
+    A timer each, cancelled nearly always, would cost half as much as all the rest of the client: besides,
+    the event loop keeps cancelled ones in its heap until there are so many that it is built anew.
+    """
+
+    __slots__ = ("__weakref__", "_races", "_rings_at", "_timer")
+
+    def __init__(self) -> None:
+        self._races: deque[_Race] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        #: When the timer rings.
+        self._rings_at = math.inf
+
+    def __repr__(self) -> str:
+        return f"<_Line of {len(self._races)} attempts>"
+
+    def add(self, race: _Race, now: float) -> None:
+        """Have `race.hedge` called when it is due, unless it is over by then."""
+        races = self._races
+        while races and races[0].calls is None:
+            races.popleft()
+        due = race.due
+        if races and due < races[-1].due:
+            # The delay has become shorter a moment ago; those that are over may be anywhere in the line.
+            waiting = sorted((*(it for it in races if it.calls is not None), race), key=_due)
+            races.clear()
+            races.extend(waiting)
+        else:
+            races.append(race)
+        if due < self._rings_at:
+            self._set_timer(due, now)
+
+    def _set_timer(self, due: float, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = due
+        # Nobody who has forgotten a client unclosed is to find it kept alive by a timer.
+        self._timer = asyncio.get_running_loop().call_later(max(due - now, 0.0), _ring, weakref.ref(self))
+
+    def ring(self) -> None:
+        """Hedge what is late, and wait for what is next."""
+        self._timer, self._rings_at = None, math.inf
+        races = self._races
+        while races:
+            race = races[0]
+            calls = race.calls
+            if calls is not None:
+                now = calls.clock()
+                if race.due - now > _PUNCTUAL:
+                    self._set_timer(race.due, now)
+                    return
+            races.popleft()
+            if calls is not None:
+                race.hedge()
+
+    def close(self) -> None:
+        """Hedge nothing any more."""
+        self._races.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._rings_at = None, math.inf
+
+
+def _due(race: _Race) -> float:
+    return race.due
+
+
+def _ring(reference: weakref.ref[_Line]) -> None:
+    line = reference()
+    if line is not None:
+        line.ring()
+
+
+class _Second:
+    """The second attempt of a race, in a task of its own; whoever answers first wins.
+
+    Args:
+        race: what is sent.
+        calls: whose it is.
+        first: where the first attempt is.
+        connection: where the second goes.
+        now: the time.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_calls",
+        "_connection",
+        "_first",
+        "_race",
+        "_started",
+        "_story",
+        "_task",
+        "_unsent",
+    )
+
+    def __init__(
+        self, race: _Race, calls: Calls, first: Connection, connection: Connection, now: float
+    ) -> None:
+        self._race = race
+        self._calls = calls
+        self._first = first
+        self._connection = connection
+        self._started = now
+        #: Whether its task has yet to begin.
+        self._unsent = True
+        self._answer: bytes | None = None
+        self._story: Attempt | None = None
+        work = self._run(race.request, now)
+        self._task = asyncio.get_running_loop().create_task(work)
+        calls._tasks.add(self._task)
+        self._task.add_done_callback(self._ended)
+
+    def __repr__(self) -> str:
+        state = "under way" if self._story is None else self._story.code
+        return f"<_Second to {self._connection.endpoint.target}, {state}>"
+
+    def cancel(self) -> None:
+        """End it, if it has not ended."""
+        self._task.cancel()
+
+    def first_answered(self, end: float, attempts: list[Attempt]) -> None:
+        """The first attempt has won: end this one and tell of it."""
+        self.cancel()
+        story = self._story
+        if story is None:
+            target, started = self._connection.endpoint.target, self._started
+            story = Attempt(target, started - self._race.begun, end - started, "SUPERSEDED", "", True)
+        attempts.append(story)
+
+    async def first_failed(
+        self, failure: errors.RPCError, now: float, end: float, attempts: list[Attempt]
+    ) -> tuple[bytes, errors.RPCError | None, Endpoint]:
+        """The first attempt, sent `now`, has failed or was superseded; gives what `Calls._attempt` does."""
+        race, pool, first = self._race, self._calls._pool, self._first
+        endpoint = first.endpoint
+        if race.superseded:
+            # It was late, which the balancer has to know, but it did not fail.
+            pool.balancer.record(endpoint, end - now, end)
+            pool.release(first, asyncio.CancelledError())
+            attempts.append(Attempt(endpoint.target, now - race.begun, end - now, "SUPERSEDED"))
+        else:
+            pool.release(first, failure, end - now, end, race.place)
+            attempts.append(_failed(endpoint, now - race.begun, end - now, failure))
         try:
-            timeout = None if self._deadline is None else max(self._deadline - now, 0.0)
+            await asyncio.wait((self._task,))
+        finally:
+            self.cancel()
+        if self._story is not None:
+            attempts.append(self._story)
+        if self._answer is not None:
+            return self._answer, None, self._connection.endpoint
+        return b"", failure, endpoint
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._calls._tasks.discard(task)
+        if self._unsent:  # a task that is cancelled before its first step runs no line at all
+            self._calls._pool.release(self._connection, asyncio.CancelledError())
+
+    async def _run(self, request: bytes, now: float) -> None:
+        self._unsent = False
+        race, calls, connection = self._race, self._calls, self._connection
+        pool, clock, endpoint = calls._pool, calls.clock, connection.endpoint
+        started = now - race.begun
+        try:
+            timeout = None if race.deadline is None else max(race.deadline - now, 0.0)
             transport = connection.transport or connection.open()
-            response = await transport.call(self._method, self._request, timeout, self._metadata)
+            response = await transport.call(race.method, request, timeout, race.metadata)
         except errors.RPCError as error:
             end = clock()
-            pool.release(connection, error, end - now, end, self._place)
-            self._tried.append(endpoint)
-            self._story.append(_failed(endpoint, started, end - now, error, hedge=True))
+            pool.release(connection, error, end - now, end, race.place)
+            race.tried.append(endpoint)
+            self._story = _failed(endpoint, started, end - now, error, hedge=True)
             return
         except BaseException as error:
             pool.release(connection, error)
@@ -684,10 +784,10 @@ class _Race:
                 raise
             return
         end = clock()
-        pool.release(connection, None, end - now, end, self._place)
-        self._story.append(Attempt(endpoint.target, started, end - now, "OK", "", True))
-        self._answer = response, endpoint
-        self._slot.supersede()
+        pool.release(connection, None, end - now, end, race.place)
+        self._story = Attempt(endpoint.target, started, end - now, "OK", "", True)
+        self._answer = response
+        race.supersede()
 
 
 def _failed(
@@ -702,5 +802,6 @@ def _late(attempts: Sequence[Attempt]) -> errors.DeadlineExceededError:
     return errors.DeadlineExceededError("the deadline had passed before the call was sent")
 
 
+@functools.cache  # of the few methods that there are
 def _short(method: str) -> str:
     return method.rpartition("/")[2]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from aioserving.events import Event
+    from aioserving.attempts import Attempt
+    from aioserving.events import CallEnded, Event
 
 __all__ = ["Observer", "Observers"]
 
@@ -25,10 +26,11 @@ class Observers:
         observers: the functions.
     """
 
-    __slots__ = ("_observers",)
+    __slots__ = ("_call_ended", "_observers")
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
+        self._call_ended: type[CallEnded] | None = None
 
     def __repr__(self) -> str:
         return f"<Observers: {len(self._observers)}>"
@@ -41,6 +43,20 @@ class Observers:
         """Log an event and tell it to everybody."""
         if event.logged and logger.isEnabledFor(event.level):
             logger.log(event.level, "%s", event)
+        self._tell(event)
+
+    def call_ended(
+        self, model: str | None, method: str, code: str, seconds: float, attempts: tuple[Attempt, ...]
+    ) -> None:
+        """Tell everybody that a call is over; not for the log, and made for each call, so made quickly."""
+        kind = self._call_ended
+        if kind is None:
+            from aioserving.events import CallEnded
+
+            kind = self._call_ended = CallEnded
+        self._tell(kind(model, method, code, seconds, attempts))
+
+    def _tell(self, event: Event) -> None:
         for observer in self._observers:
             try:
                 observer(event)
