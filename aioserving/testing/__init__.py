@@ -18,7 +18,7 @@ Nothing in here is imported by the client, and nothing in here imports the clien
     options      the real binary's flags
     process      ServerProcess: `python -m aioserving.testing` under control
     faults       FaultProxy: delay, cut, black hole and more on the way; slow and failing functions
-    security     tokens, API keys and client certificates, for those who ask for them
+    security     tokens, API keys and client certificates (from aioserving.server_security)
     pytest_plugin  the fixtures `model_server` and `model_server_process`
     status       codes and the error that carries one
 """
