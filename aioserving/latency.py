@@ -148,6 +148,17 @@ class LatencyHistogram:
             for q in shares
         ]
 
+    def buckets(self) -> list[tuple[float, float, int]]:
+        """The buckets that are not empty, the shortest durations first.
+
+        Returns:
+            For each: the duration it begins at, the one it ends before, both in seconds, and how many were
+            counted in it.
+        """
+        inner = (2 ** ((index - _OFFSET) / _PER_OCTAVE) for index in range(2, _LAST))
+        edges = [0.0, _SHORTEST, *inner, _LONGEST, math.inf]
+        return [(edges[index], edges[index + 1], count) for index, count in enumerate(self._counts) if count]
+
     def merge(self, other: LatencyHistogram) -> None:
         """Count all that `other` has counted, too."""
         self._counts = list(map(add, self._counts, other._counts))

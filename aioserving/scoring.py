@@ -9,6 +9,7 @@ before there is room for it. Every row is in exactly one result, or in exactly o
 with an error that says how far it came.
 
     Rebatcher        pieces of any size in, batches of one size out
+    PreparedBatches  a source whose batches are sent as they come
     InFlightClimber  how many calls to make at a time, from the rate at which rows are answered
     Scoring          reads, sends, waits outages out, finds bad rows, hands out results
     BlockingScoring  the same for plain code
@@ -64,6 +65,7 @@ __all__ = [
     "InFlightClimber",
     "Items",
     "OnError",
+    "PreparedBatches",
     "Rebatcher",
     "ScoredBatch",
     "Scoring",
@@ -76,7 +78,9 @@ logger = logging.getLogger("aioserving")
 T = TypeVar("T")
 
 #: What can be scored: see `Scoring`.
-Source: TypeAlias = "Mapping[str, TensorLike] | Array | Table | Iterable[Any] | AsyncIterable[Any]"
+Source: TypeAlias = (
+    "Mapping[str, TensorLike] | Array | Table | PreparedBatches | Iterable[Any] | AsyncIterable[Any]"
+)
 
 #: What becomes of rows that the model refuses.
 OnError: TypeAlias = Literal["raise", "skip", "collect"]
@@ -713,6 +717,51 @@ class Rebatcher:
         )
 
 
+class PreparedBatches:
+    """A source whose batches are sent as they are: nothing is put together, cut, or guessed.
+
+    For callers that cut batches themselves and know more of them than their rows: the n-th batch of the
+    iterable is the one whose `ScoredBatch.index` is n.
+
+    Args:
+        batches: dicts of columns by input name; the name None is that of the only input. Each has a row at
+            least. Read, and closed, in a thread of its own.
+    """
+
+    def __init__(self, batches: Iterable[Mapping[Any, Any]]) -> None:
+        self.batches = batches
+
+    def __repr__(self) -> str:
+        return f"<PreparedBatches of {self.batches!r}>"
+
+
+class _AsTheyCome:
+    """In place of a `Rebatcher`, for batches that come as they are to be sent."""
+
+    def __init__(self) -> None:
+        self._batches: deque[_Columns] = deque()
+        self.finished = False
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def add(self, item: Any) -> None:
+        self._batches.append(item)
+
+    def take(self) -> tuple[_Columns, int] | None:
+        if not self._batches:
+            return None
+        columns = self._batches.popleft()
+        return columns, len(next(iter(columns.values())))
+
+    def finish(self) -> None:
+        self.finished = True
+
+    def clear(self) -> None:
+        self._batches.clear()
+        self.finished = True
+
+
 # -- how many at a time -------------------------------------------------------------------------------
 
 
@@ -858,7 +907,7 @@ class InFlightClimber:
 class _Inline:
     """A source that never waits, or one whose thread this runs in."""
 
-    def __init__(self, rebatcher: Rebatcher, iterator: Iterator[Any]) -> None:
+    def __init__(self, rebatcher: Rebatcher | _AsTheyCome, iterator: Iterator[Any]) -> None:
         self._rebatcher = rebatcher
         self._iterator = iterator
         self._error: BaseException | None = None
@@ -909,7 +958,7 @@ def _size_of(columns: _Columns) -> int:
     return size
 
 
-def _stop_at(rebatcher: Rebatcher) -> None:
+def _stop_at(rebatcher: Rebatcher | _AsTheyCome) -> None:
     """Read no more; what was read is still to be taken, unless it is what failed."""
     if rebatcher.finished:
         rebatcher.clear()
@@ -1040,6 +1089,9 @@ _Reader: TypeAlias = "_Inline | _Threaded | _Asynchronous"
 
 def _open(source: Any, rebatcher: Rebatcher, batch_size: int) -> _Reader:
     """How to read a source. Opening what may wait is left to the thread that reads it."""
+    if isinstance(source, PreparedBatches):
+        prepared = source.batches
+        return _Threaded(lambda: _Inline(_AsTheyCome(), iter(prepared)))
     if isinstance(source, Mapping) or any(
         holds(source) for holds in (_is_array_like, _is_table, _is_arrow_column)
     ):
@@ -1065,7 +1117,7 @@ def _open(source: Any, rebatcher: Rebatcher, batch_size: int) -> _Reader:
 
 def _check_source(source: Any) -> None:
     if isinstance(source, (str, bytes, bytearray)) or not (
-        isinstance(source, (Iterable, AsyncIterable))
+        isinstance(source, (Iterable, AsyncIterable, PreparedBatches))
         or _is_table(source)
         or hasattr(source, "iter_batches")
         or hasattr(source, "to_batches")
@@ -1317,15 +1369,12 @@ class Scoring:
     def progress(self) -> ScoringProgress:
         """How far the run is, at this moment."""
         now = (self._clock() if self._loop is not None else 0.0) if self._stopped is None else self._stopped
+        latencies = self.latencies()
         since, rows = next(
             ((at, done) for at, done in self._samples if at >= now - _RATE_WINDOW - _RATE_STEP),
             (self._began, 0),
         )
         seconds = now - since
-        latencies = LatencyHistogram()  # of its own: this may be another thread than the loop's
-        latencies.merge(self._latencies)
-        for one in tuple(self._seconds):
-            latencies.record(one)
         return ScoringProgress(
             rows_read=self._next_row - self._first_row,
             rows_done=self._rows_done,
@@ -1342,6 +1391,14 @@ class Scoring:
             rows_per_second=(self._rows_done - rows) / seconds if seconds > 0 else 0.0,
             latency=latencies.snapshot(),
         )
+
+    def latencies(self) -> LatencyHistogram:
+        """Seconds from sending each batch to its answer, so far; from any thread."""
+        latencies = LatencyHistogram()  # of its own: this may be another thread than the loop's
+        latencies.merge(self._latencies)
+        for one in tuple(self._seconds):
+            latencies.record(one)
+        return latencies
 
     async def _next(self, received: int) -> ScoredBatch | None:
         """The next batch, or None at the end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -200,3 +201,15 @@ def test_a_window_that_makes_no_sense(window: float, slices: int, message: str) 
     """Settings out of range are refused with their name."""
     with pytest.raises(ValueError, match=message):
         RecentLatency(window, slices)
+
+
+@given(st.lists(st.floats(0, 2e3), max_size=100))
+def test_buckets_hold_all_durations(values: list[float]) -> None:
+    """The buckets follow one another, count every duration once, and each lies where it was counted."""
+    buckets = filled(values).buckets()
+    assert sum(count for _, _, count in buckets) == len(values)
+    assert all(count > 0 for _, _, count in buckets)
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(buckets))
+    for low, high, count in buckets:
+        near = [value for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+        assert len(near) >= count

@@ -1510,3 +1510,45 @@ def test_through_the_asyncio_client(server: Any) -> None:
             assert client.stats().in_flight == 0
 
     asyncio.run(asyncio.wait_for(story(), 60))
+
+
+def test_prepared_batches_are_sent_as_they_come() -> None:
+    """Batches of any size are neither put together nor cut, and the index tells which was which."""
+    sizes = [3, 1, 7, 2, 2, 5]
+    closed = []
+
+    def batches() -> Iterator[dict[str, Any]]:
+        try:
+            for size in sizes:
+                yield {"x": np.full(size, size, np.float32)}
+        finally:
+            closed.append(threading.current_thread().name)
+
+    async def story() -> None:
+        model = FakeModel()
+        source = scoring.PreparedBatches(batches())
+        async with Scoring(source, model.predict, batch_size=2, max_in_flight=2) as results:
+            got = [(batch.index, len(batch), len(batch.outputs["y"])) async for batch in results]
+            assert results.latencies().count == len(sizes)
+        assert got == [(index, size, size) for index, size in enumerate(sizes)]
+
+    run(story())
+    assert closed == ["aioserving-scoring-source"]
+
+
+def test_prepared_batches_before_a_failing_one_are_scored() -> None:
+    """What a source gave before it failed comes before its error."""
+
+    def batches() -> Iterator[dict[str, Any]]:
+        yield {"x": np.zeros(3, np.float32)}
+        raise OSError("the disk is gone")
+
+    async def story() -> None:
+        seen = []
+        with pytest.raises(OSError, match="the disk is gone"):
+            async with Scoring(scoring.PreparedBatches(batches()), FakeModel().predict) as results:
+                async for batch in results:
+                    seen.append(len(batch))
+        assert seen == [3]
+
+    run(story())
