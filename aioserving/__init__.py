@@ -3,7 +3,8 @@
     async with AsyncClient("127.0.0.1:8500") as client:
         result = await client.predict("digits", {"images": images})
 
-Importing it never imports TensorFlow. The map:
+Importing it never imports TensorFlow, and nothing else before one of its names is used: the command line has
+to answer at once. The map:
 
     what people use   client (AsyncClient, Model), blocking (Client), errors;
                       prediction, inference (results), status
@@ -26,72 +27,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aioserving.attempts import Attempt
-from aioserving.balancing import BalancingOptions
-from aioserving.blocking import BlockingModel, Client
-from aioserving.calls import ModelStats
-from aioserving.circuit import CircuitOptions
-from aioserving.client import AsyncClient, ClientStats, Model
-from aioserving.dtypes import DataType
-from aioserving.errors import (
-    AbortedError,
-    AlreadyExistsError,
-    CancelledError,
-    ClientClosedError,
-    ClientStateError,
-    ConfigProblem,
-    DataLossError,
-    DeadlineExceededError,
-    DecodeError,
-    EventLoopError,
-    FailedPreconditionError,
-    ForkError,
-    InternalError,
-    InvalidArgumentError,
-    InvalidConfigError,
-    InvalidInputError,
-    LoadFailure,
-    MessageTooLargeError,
-    ModelLoadError,
-    ModelNotFoundError,
-    NotFoundError,
-    OutOfRangeError,
-    PermissionDeniedError,
-    ResourceExhaustedError,
-    RPCError,
-    ServingError,
-    SignatureNotFoundError,
-    UnauthenticatedError,
-    UnavailableError,
-    UnimplementedError,
-    UnknownError,
-    UnsupportedTypeError,
-    VersionLabelNotFoundError,
-    VersionNotFoundError,
-)
-from aioserving.health import ClientHealth, EndpointHealth, HealthOptions
-from aioserving.hedging import HedgingPolicy
-from aioserving.inference import (
-    Classification,
-    ClassifyResult,
-    MultiInferenceResult,
-    RegressResult,
-    ScoredClass,
-)
-from aioserving.latency import Latency
-from aioserving.limits import AdaptiveLimit
-from aioserving.pool import ConnectionStats, EndpointStats, PoolOptions
-from aioserving.prediction import PredictResult
-from aioserving.queueing import QueueStats
-from aioserving.resolver import ResolverOptions
-from aioserving.retry import NO_RETRIES, RetryPolicy
-from aioserving.security import TLS, APIKey, Combined, Credentials, Headers, StaticToken, Token, google_auth
-from aioserving.signature import ModelMetadata, Signature, TensorSpec
-from aioserving.status import ModelStatus, State, VersionStatus
-from aioserving.targets import Target
-
 if TYPE_CHECKING:
+    from aioserving.attempts import Attempt
+    from aioserving.balancing import BalancingOptions
     from aioserving.batching import BatchedModel, BatchingStats, BlockingBatchedModel
+    from aioserving.blocking import BlockingModel, Client
+    from aioserving.calls import ModelStats
+    from aioserving.circuit import CircuitOptions
+    from aioserving.client import AsyncClient, ClientStats, Model
     from aioserving.configuration import (
         ConfigDiff,
         ConfigWarning,
@@ -100,8 +43,74 @@ if TYPE_CHECKING:
         read_config,
         write_config,
     )
+    from aioserving.dtypes import DataType
+    from aioserving.errors import (
+        AbortedError,
+        AlreadyExistsError,
+        CancelledError,
+        ClientClosedError,
+        ClientStateError,
+        ConfigProblem,
+        DataLossError,
+        DeadlineExceededError,
+        DecodeError,
+        EventLoopError,
+        FailedPreconditionError,
+        ForkError,
+        InternalError,
+        InvalidArgumentError,
+        InvalidConfigError,
+        InvalidInputError,
+        LoadFailure,
+        MessageTooLargeError,
+        ModelLoadError,
+        ModelNotFoundError,
+        NotFoundError,
+        OutOfRangeError,
+        PermissionDeniedError,
+        ResourceExhaustedError,
+        RPCError,
+        ServingError,
+        SignatureNotFoundError,
+        UnauthenticatedError,
+        UnavailableError,
+        UnimplementedError,
+        UnknownError,
+        UnsupportedTypeError,
+        VersionLabelNotFoundError,
+        VersionNotFoundError,
+    )
+    from aioserving.health import ClientHealth, EndpointHealth, HealthOptions
+    from aioserving.hedging import HedgingPolicy
+    from aioserving.inference import (
+        Classification,
+        ClassifyResult,
+        MultiInferenceResult,
+        RegressResult,
+        ScoredClass,
+    )
+    from aioserving.latency import Latency
+    from aioserving.limits import AdaptiveLimit
     from aioserving.messages import ModelConfig, ModelServerConfig, ModelSpec, PredictRequest
+    from aioserving.pool import ConnectionStats, EndpointStats, PoolOptions
+    from aioserving.prediction import PredictResult
+    from aioserving.queueing import QueueStats
     from aioserving.reload import ReloadResult
+    from aioserving.resolver import ResolverOptions
+    from aioserving.retry import NO_RETRIES, RetryPolicy
+    from aioserving.security import (
+        TLS,
+        APIKey,
+        Combined,
+        Credentials,
+        Headers,
+        StaticToken,
+        Token,
+        google_auth,
+    )
+    from aioserving.signature import ModelMetadata, Signature, TensorSpec
+    from aioserving.status import ModelStatus, State, VersionStatus
+    from aioserving.targets import Target
 
 __version__ = "0.1.0"
 
@@ -201,6 +210,76 @@ __all__ = [
     "write_config",
 ]
 
+#: Names that are loaded together, when the first of them is used, by module.
+_TOGETHER = {
+    "attempts": ("Attempt",),
+    "balancing": ("BalancingOptions",),
+    "blocking": ("BlockingModel", "Client"),
+    "calls": ("ModelStats",),
+    "circuit": ("CircuitOptions",),
+    "client": ("AsyncClient", "ClientStats", "Model"),
+    "dtypes": ("DataType",),
+    "errors": (
+        "AbortedError",
+        "AlreadyExistsError",
+        "CancelledError",
+        "ClientClosedError",
+        "ClientStateError",
+        "ConfigProblem",
+        "DataLossError",
+        "DeadlineExceededError",
+        "DecodeError",
+        "EventLoopError",
+        "FailedPreconditionError",
+        "ForkError",
+        "InternalError",
+        "InvalidArgumentError",
+        "InvalidConfigError",
+        "InvalidInputError",
+        "LoadFailure",
+        "MessageTooLargeError",
+        "ModelLoadError",
+        "ModelNotFoundError",
+        "NotFoundError",
+        "OutOfRangeError",
+        "PermissionDeniedError",
+        "ResourceExhaustedError",
+        "RPCError",
+        "ServingError",
+        "SignatureNotFoundError",
+        "UnauthenticatedError",
+        "UnavailableError",
+        "UnimplementedError",
+        "UnknownError",
+        "UnsupportedTypeError",
+        "VersionLabelNotFoundError",
+        "VersionNotFoundError",
+    ),
+    "health": ("ClientHealth", "EndpointHealth", "HealthOptions"),
+    "hedging": ("HedgingPolicy",),
+    "inference": ("Classification", "ClassifyResult", "MultiInferenceResult", "RegressResult", "ScoredClass"),
+    "latency": ("Latency",),
+    "limits": ("AdaptiveLimit",),
+    "pool": ("ConnectionStats", "EndpointStats", "PoolOptions"),
+    "prediction": ("PredictResult",),
+    "queueing": ("QueueStats",),
+    "resolver": ("ResolverOptions",),
+    "retry": ("NO_RETRIES", "RetryPolicy"),
+    "security": (
+        "TLS",
+        "APIKey",
+        "Combined",
+        "Credentials",
+        "Headers",
+        "StaticToken",
+        "Token",
+        "google_auth",
+    ),
+    "signature": ("ModelMetadata", "Signature", "TensorSpec"),
+    "status": ("ModelStatus", "State", "VersionStatus"),
+    "targets": ("Target",),
+}
+
 #: Names that a call to `predict` does not need, by module; the views are a fifth of the import time.
 _LAZY = {
     **dict.fromkeys(("ModelConfig", "ModelServerConfig", "ModelSpec", "PredictRequest"), "messages"),
@@ -214,19 +293,25 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
+    import importlib
 
+    if name in _LAZY:
         value = globals()[name] = getattr(importlib.import_module(f"aioserving.{_LAZY[name]}"), name)
         return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        import importlib.util
+
+        if importlib.util.find_spec(f"aioserving.{name}") is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(f"aioserving.{name}")  # `aioserving.errors` needs no import of its own
+    for module, names in _TOGETHER.items():
+        found = importlib.import_module(f"aioserving.{module}")
+        for item in names:
+            value = globals()[item] = getattr(found, item)
+            if isinstance(value, type):
+                value.__module__ = __name__  # reprs and tracebacks show where a name is imported from
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
-
-
-for _name in __all__:  # reprs and tracebacks show where a name is imported from
-    if isinstance(globals().get(_name), type):
-        globals()[_name].__module__ = __name__
-del _name
+    return sorted({*globals(), *__all__, *_TOGETHER})

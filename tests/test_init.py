@@ -136,15 +136,32 @@ def test_the_version_is_the_projects() -> None:
 
 def test_importing_pulls_in_nothing_heavy_or_optional() -> None:
     """No TensorFlow, no protobuf messages, no optional library, no testing server."""
-    code = "import sys, aioserving; print(' '.join(sorted({m.split('.')[0] for m in sys.modules})))"
+    code = (
+        "import sys, aioserving; aioserving.Client; "
+        "print(' '.join(sorted({m.split('.')[0] for m in sys.modules})))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     unwanted = (
         "tensorflow tensorflow_serving keras google ml_dtypes sklearn pandas pyarrow pytest uvloop trio"
     )
     assert set(out.stdout.split()) & set(unwanted.split()) == set()
-    code = "import sys, aioserving; print([m for m in sys.modules if m.startswith('aioserving.testing')])"
+    code = (
+        "import sys, aioserving; aioserving.Client; "
+        "print([m for m in sys.modules if m.startswith('aioserving.testing')])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.strip() == "[]"
+
+
+def test_importing_the_package_alone_loads_nothing() -> None:
+    """The command line answers `--help` and the Tab key without numpy and gRPC; the first name loads them."""
+    code = (
+        "import sys, aioserving; print([m for m in ('numpy', 'grpc', 'asyncio') if m in sys.modules]); "
+        "print(aioserving.errors.NotFoundError.__name__, 'grpc' in sys.modules); "
+        "print(aioserving.Client.__module__, 'grpc' in sys.modules, hasattr(aioserving, 'nothing'))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert out.stdout.splitlines() == ["[]", "NotFoundError False", "aioserving True False"]
 
 
 def test_every_module_has_a_test_file() -> None:
