@@ -26,6 +26,10 @@ PROGRAM: Final = "aioserving"
 #: Name of a command -> what it does. Its module has the same name, with ``_`` for ``-``.
 COMMANDS: Final[Mapping[str, str]] = {
     "status": "Which versions of models servers have, and how each is.",
+    "metadata": "What a model takes and gives: its signatures.",
+    "predict": "Run a model.",
+    "classify": "Classify examples.",
+    "regress": "Find a number for each example.",
 }
 
 
