@@ -194,29 +194,127 @@ class Calls:
             RPCError: it failed, as the last attempt did that was not superseded; with all `attempts`.
             ClientClosedError: the client is closed, or was closed meanwhile.
         """
-        begun = self.clock()
+        clock = self.clock
+        begun = now = clock()
         attempts: list[Attempt] = []
         self._budget.deposit(begun)
+        pool = self._pool
+        circuit = self._circuit
+        credentials = self._credentials
+        tried: list[Endpoint] = []
+        absent: tuple[Endpoint, ...] = ()
+        mine: Metadata = ()
+        refreshed = False
+        number = 0
+        last: errors.RPCError | None = None
         try:
-            response = await self._attempts(
-                method, request, deadline, place, record, metadata, begun, attempts
-            )
+            while True:
+                if circuit.state is not State.CLOSED and not circuit.allow(now):
+                    if last is None:
+                        raise self._refused(now)
+                    last.gave_up = "nothing answers any more, so it was not sent again"
+                    raise last
+                number += 1
+                try:
+                    pairs: Metadata = self._metadata
+                    if credentials is not None:
+                        found = credentials.metadata()
+                        mine = await self._obtain(credentials, deadline) if found is None else found
+                        pairs = (*pairs, *mine, *metadata)
+                    elif metadata:
+                        pairs = (*pairs, *metadata)
+                    if number > 1:
+                        pairs = (*pairs, ("grpc-previous-rpc-attempts", str(number - 1)))
+                    response, failure, endpoint = await self._attempt(
+                        method,
+                        request,
+                        deadline,
+                        place,
+                        pairs,
+                        begun,
+                        attempts,
+                        tried,
+                        record,
+                        None,
+                        self._retry.attempt_timeout,
+                    )
+                except BaseException as error:
+                    if last is not None and isinstance(error, errors.ClientClosedError):
+                        raise last from None  # it was closing, and had failed before
+                    if circuit.state is State.HALF_OPEN:
+                        circuit.release(clock())
+                    if isinstance(error, (errors.ResourceExhaustedError, errors.DeadlineExceededError)):
+                        from aioserving.events import CallRefused
+
+                        self._observers.emit(CallRefused(place.model, _short(method), error.details))
+                    raise
+                now = clock()
+                if failure is None:
+                    if circuit.success(now) is not None:
+                        self._closed(now)
+                    for other in absent:
+                        if other is not endpoint:  # which has got it meanwhile
+                            pool.miss(other, place)
+                    break
+                if is_connection_failure(failure):
+                    self._explain(failure, endpoint)
+                    change = circuit.failure(now)
+                    if change is not None and change.before is State.CLOSED:
+                        self._opened(now)
+                elif failure.code in _UNANSWERED:
+                    circuit.release(now)
+                elif circuit.success(now) is not None:
+                    self._closed(now)
+                last = failure
+                if isinstance(failure, errors.UnauthenticatedError) and not refreshed:
+                    refreshed = True
+                    if credentials is not None and credentials.invalidate(mine):
+                        from aioserving.events import CredentialsRefreshed
+
+                        self._observers.emit(CredentialsRefreshed(endpoint.target))
+                        continue
+                if endpoint not in tried:
+                    tried.append(endpoint)
+                if isinstance(failure, _ABSENT):
+                    absent = (*absent, endpoint)
+                decision = decide(
+                    self._retry,
+                    failure,
+                    attempt=number,
+                    remaining=None if deadline is None else deadline - now,
+                    elsewhere=pool.others(place, tried),
+                    budget=self._budget,
+                    pushback=failure.pushback,
+                    now=now,
+                    random=self._random,
+                )
+                if not isinstance(decision, Retry):
+                    if number > 1 or failure.code in self._retry.codes:
+                        failure.gave_up = decision.reason
+                    raise failure
+                record.retries += 1
+                from aioserving.events import CallRetried
+
+                self._observers.emit(CallRetried(place.model, _short(method), attempts[-1], decision.delay))
+                if decision.delay:
+                    await asyncio.sleep(decision.delay)
+                    now = clock()
         except errors.RPCError as error:
             record.calls += 1
             record.errors += 1
             error.model, error.method = place.model, _short(method)
             error.attempts = tuple(attempts)
             if self._observers:
-                seconds = self.clock() - begun
+                seconds = clock() - begun
                 self._observers.call_ended(record.model, _short(method), error.code, seconds, error.attempts)
             raise
-        seconds = self.clock() - begun
+        seconds = now - begun
         record.calls += 1
         record.answer_size = len(response)
         record.latencies.record(seconds)
         story = tuple(attempts)
         if record.hedging is not None:
-            record.hedging.record(seconds, begun + seconds)
+            record.hedging.record(seconds, now)
         if self._observers:
             self._observers.call_ended(record.model, _short(method), "OK", seconds, story)
         return response, story
@@ -273,118 +371,6 @@ class Calls:
             await asyncio.wait(self._tasks)
 
     # -- attempts -----------------------------------------------------------------------------------------
-
-    async def _attempts(
-        self,
-        method: str,
-        request: bytes,
-        deadline: float | None,
-        place: Place,
-        record: ModelRecord,
-        metadata: Metadata,
-        begun: float,
-        attempts: list[Attempt],
-    ) -> bytes:
-        pool = self._pool
-        circuit = self._circuit
-        credentials = self._credentials
-        tried: list[Endpoint] = []
-        absent: tuple[Endpoint, ...] = ()
-        mine: Metadata = ()
-        refreshed = False
-        number = 0
-        last: errors.RPCError | None = None
-        while True:
-            now = self.clock()
-            if circuit.state is not State.CLOSED and not circuit.allow(now):
-                if last is None:
-                    raise self._refused(now)
-                last.gave_up = "nothing answers any more, so it was not sent again"
-                raise last
-            number += 1
-            try:
-                pairs: Metadata = self._metadata
-                if credentials is not None:
-                    found = credentials.metadata()
-                    mine = await self._obtain(credentials, deadline) if found is None else found
-                    pairs = (*pairs, *mine, *metadata)
-                elif metadata:
-                    pairs = (*pairs, *metadata)
-                if number > 1:
-                    pairs = (*pairs, ("grpc-previous-rpc-attempts", str(number - 1)))
-                response, failure, endpoint = await self._attempt(
-                    method,
-                    request,
-                    deadline,
-                    place,
-                    pairs,
-                    begun,
-                    attempts,
-                    tried,
-                    record,
-                    None,
-                    self._retry.attempt_timeout,
-                )
-            except BaseException as error:
-                if last is not None and isinstance(error, errors.ClientClosedError):
-                    raise last from None  # it was closing, and had failed before
-                if circuit.state is State.HALF_OPEN:
-                    circuit.release(self.clock())
-                if isinstance(error, (errors.ResourceExhaustedError, errors.DeadlineExceededError)):
-                    from aioserving.events import CallRefused
-
-                    self._observers.emit(CallRefused(place.model, _short(method), error.details))
-                raise
-            now = self.clock()
-            if failure is None:
-                if circuit.success(now) is not None:
-                    self._closed(now)
-                for other in absent:
-                    if other is not endpoint:  # which has got it meanwhile
-                        pool.miss(other, place)
-                return response
-            if is_connection_failure(failure):
-                self._explain(failure, endpoint)
-                change = circuit.failure(now)
-                if change is not None and change.before is State.CLOSED:
-                    self._opened(now)
-            elif failure.code in _UNANSWERED:
-                circuit.release(now)
-            elif circuit.success(now) is not None:
-                self._closed(now)
-            last = failure
-            if isinstance(failure, errors.UnauthenticatedError) and not refreshed:
-                refreshed = True
-                if credentials is not None and credentials.invalidate(mine):
-                    from aioserving.events import CredentialsRefreshed
-
-                    self._observers.emit(CredentialsRefreshed(endpoint.target))
-                    continue
-            if endpoint not in tried:
-                tried.append(endpoint)
-            if isinstance(failure, _ABSENT):
-                absent = (*absent, endpoint)
-            decision = decide(
-                self._retry,
-                failure,
-                attempt=number,
-                remaining=None if deadline is None else deadline - now,
-                elsewhere=pool.others(place, tried),
-                budget=self._budget,
-                pushback=failure.pushback,
-                now=now,
-                random=self._random,
-            )
-            if not isinstance(decision, Retry):
-                if number > 1 or failure.code in self._retry.codes:
-                    failure.gave_up = decision.reason
-                raise failure
-            record.retries += 1
-            from aioserving.events import CallRetried
-
-            self._observers.emit(CallRetried(place.model, _short(method), attempts[-1], decision.delay))
-            if decision.delay:
-                await asyncio.sleep(decision.delay)
 
     async def _attempt(
         self,
