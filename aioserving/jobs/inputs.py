@@ -16,6 +16,7 @@ What the formats are is known to `aioserving.jobs.readers`; what the columns mea
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -362,9 +363,17 @@ def _as_type(kind: Any) -> Any:
 
 def _opener(format: str) -> Callable[[FileSource, ReadOptions], Reader]:
     """What looks at a file of `format`."""
-    from aioserving.jobs.readers.parquet import open_parquet
+    from aioserving.jobs.readers import arrays, ipc, parquet, text, tfrecord
 
-    return {"parquet": open_parquet}[format]
+    return {
+        "parquet": parquet.open_parquet,
+        "arrow": ipc.open_arrow,
+        "csv": text.open_csv,
+        "jsonl": text.open_json_lines,
+        "npy": arrays.open_npy,
+        "npz": arrays.open_npz,
+        "tfrecord": tfrecord.open_tfrecord,
+    }[format]
 
 
 class Inputs:
@@ -389,13 +398,21 @@ class Inputs:
         self._listed = tuple(listed)
         self._options = options
         self._open = _opener(format)
-        first = self._look(0)
-        self._own = _with_types(first.schema, options.types, self.files[0].url)
+        first, reader = 0, self._look(0)
+        while not len(reader.schema) and reader.rows == 0 and first + 1 < len(listed):
+            first += 1  # a file of JSON lines without any has no columns
+            reader = self._look(first)
+        self._own = _with_types(reader.schema, options.types, self.files[first].url)
+        self._options = dataclasses.replace(options, expected={field.name: field.type for field in self._own})
+        self._reference = self.files[first].url
         self._partitions = _partition_fields(listed, set(self._own.names))
         self.schema = pyarrow.schema([*self._own, *self._partitions], metadata=self._own.metadata)
         # Every file is looked at now: one that does not fit is better found before a night's work than in it.
-        with ThreadPoolExecutor(_OPENERS, thread_name_prefix="aioserving-inputs") as pool:
-            counts = list(pool.map(self._count, range(len(listed))))
+        if len(listed) == 1:
+            counts = [reader.rows]
+        else:
+            with ThreadPoolExecutor(_OPENERS, thread_name_prefix="aioserving-inputs") as pool:
+                counts = list(pool.map(self._count, range(len(listed))))
         self.rows: int | None = None if None in counts else sum(rows or 0 for rows in counts)
 
     def __repr__(self) -> str:
@@ -513,14 +530,14 @@ class Inputs:
                 if reader.schema.names.count(name) > 1:
                     raise InputError(f"it has two columns {name!r}", url=url)
                 raise InputError(
-                    f"it has no column {name!r}, which {self.files[0].url} has; its columns are "
+                    f"it has no column {name!r}, which {self._reference} has; its columns are "
                     f"{', '.join(reader.schema.names)}",
                     url=url,
                 )
             own = reader.schema.field(index).type
             if own != wanted.type and not _castable(own, wanted.type):
                 raise InputError(
-                    f"its column {name!r} is {own}, that of {self.files[0].url} is {wanted.type}", url=url
+                    f"its column {name!r} is {own}, that of {self._reference} is {wanted.type}", url=url
                 )
             steps.append((name, wanted.type, None))
         schema = pyarrow.schema([self.schema.field(name) for name in names])

@@ -83,6 +83,8 @@ class ReadOptions:
     column: str | None = None
     #: Most bytes of a piece, about; a single row may be larger.
     piece_bytes: int = 16 << 20
+    #: Types of the first file's columns, for the guesses of others; None for the first file.
+    expected: Mapping[str, Any] | None = None
 
     def told(self) -> list[Any]:
         """Those that decide what the rows are, as JSON can hold them."""
@@ -134,6 +136,9 @@ class FileSource:
         self.path = path
         self.url = url
         self.local = "file" in (fs.protocol if isinstance(fs.protocol, (tuple, list)) else (fs.protocol,))
+        if not self.local and not any(info.get(key) for key in _CONTENT_KEYS):
+            # Listings may say less than, or something else than, the answer for the one file.
+            info = fs.info(path)
         self.size, self.fingerprint = self._look(info)
         self._looked = time.monotonic()
 
