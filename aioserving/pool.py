@@ -844,10 +844,12 @@ class Pool:
     def _learn_limit(self, endpoint: Endpoint, seconds: float, now: float, *, dropped: bool) -> None:
         limiter = endpoint.limiter
         assert limiter is not None
+        before = limiter.limit
         limiter.record(seconds, endpoint.in_flight + 1, dropped, now)
-        options = self.options
-        capacity = options.connections_per_endpoint * options.max_in_flight_per_connection
-        endpoint.limit = min(capacity, limiter.limit)
+        if limiter.limit != before:
+            options = self.options
+            capacity = options.connections_per_endpoint * options.max_in_flight_per_connection
+            endpoint.limit = min(capacity, limiter.limit)
 
     async def close(self, grace: float | None = None) -> None:
         """Take no more calls, let those under way and in line end, then close every connection.

@@ -114,6 +114,11 @@ class Client:
             latencies.append(clock() - start)
 
 
+def two_names(target: str) -> list[str]:
+    """A server's address under two names, which make it two endpoints."""
+    return [target, target.replace("127.0.0.1", "localhost")]
+
+
 #: What calls carry that have to say whose they are.
 TOKEN = (("authorization", "Bearer a-token-that-is-sent-along"),)
 
@@ -191,6 +196,24 @@ class GrpcAioToken(GrpcAio):
         request = request_of(self.settings)
         function: Any = self.channel.unary_unary(PREDICT)
         return lambda: function(request, timeout=TIMEOUT, metadata=TOKEN)
+
+
+class GrpcAioFleet(GrpcAioToken):
+    """The same over two channels in turn, to two names of one server."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        import itertools
+
+        from grpc import aio
+
+        request, options = request_of(self.settings), grpc_options(self.settings)
+        self.channels = [aio.insecure_channel(target, options=options) for target in two_names(self.target)]
+        functions: Any = itertools.cycle([channel.unary_unary(PREDICT) for channel in self.channels])
+        return lambda: next(functions)(request, timeout=TIMEOUT, metadata=TOKEN)
+
+    async def close(self) -> None:
+        for channel in self.channels:
+            await channel.close()
 
 
 class GrpcAioNoDeadline(GrpcAio):
@@ -292,33 +315,31 @@ class PredictBatched(Predict):
 class PredictFleet(PredictBound):
     """`predict` with a token, and two endpoints, which are two names of one server."""
 
-    def targets(self) -> list[str]:
-        return [self.target, self.target.replace("127.0.0.1", "localhost")]
-
     def make_client(self) -> Any:
         import aioserving
 
         options = grpc_options(self.settings)
         return aioserving.AsyncClient(
-            self.targets(), timeout=TIMEOUT, channel_options=options, metadata=TOKEN
+            two_names(self.target), timeout=TIMEOUT, channel_options=options, metadata=TOKEN
         )
 
 
 class PredictEverything(PredictFleet):
     """The same with all that can be switched on: hedging, limits, credentials, observers.
 
-    The hedge's delay is one that no call reaches: what is measured is the machinery, not further calls.
+    No call is so late that it is hedged, and no limit so low that a call has to wait: what is measured is the
+    machinery, neither further calls nor a queue at a server that is as busy as it can be.
     """
 
     def make_client(self) -> Any:
         import aioserving
 
         return aioserving.AsyncClient(
-            self.targets(),
+            two_names(self.target),
             timeout=TIMEOUT,
             channel_options=grpc_options(self.settings),
             hedging=aioserving.HedgingPolicy(delay=1.0),
-            pool=aioserving.PoolOptions(max_in_flight=aioserving.AdaptiveLimit(initial=200)),
+            pool=aioserving.PoolOptions(max_in_flight=aioserving.AdaptiveLimit(initial=200, minimum=100)),
             credentials=aioserving.Headers(dict(TOKEN), allow_plaintext=True),
             observers=[lambda event: None],
         )
@@ -575,6 +596,7 @@ class Memcpy(BlockingClient):
 CLIENTS: dict[str, type[Client]] = {
     "grpc.aio": GrpcAio,
     "grpc.aio, token": GrpcAioToken,
+    "grpc.aio, fleet": GrpcAioFleet,
     "grpc.aio, no deadline": GrpcAioNoDeadline,
     "grpc.aio, malloc tuned": GrpcAioTuned,
     "grpc.aio, own options": GrpcAioOwnOptions,
