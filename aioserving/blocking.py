@@ -812,6 +812,7 @@ class Client:
         self,
         config: ModelConfigs,
         *,
+        old: ModelConfigs | None = None,
         wait: bool = False,
         check: bool = True,
         metric_names: Sequence[str] = (),
@@ -838,6 +839,8 @@ class Client:
                 text, or the path of a ``--model_config_file``. A model without a platform gets
                 ``"tensorflow"`` (the server would keep a config without one and refuse every later
                 reload).
+            old: the config in force, likewise, if this client did not apply it: labels that move then stay
+                where they are until their new versions are available.
             wait: return when every version that the config names, by policy or label, is available, and
                 at least one of every model.
             check: refuse what the server would refuse before anything is sent.
@@ -865,7 +868,13 @@ class Client:
         """
         return self._run(
             self._client.reload_config(
-                config, wait=wait, check=check, metric_names=metric_names, timeout=timeout, metadata=metadata
+                config,
+                old=old,
+                wait=wait,
+                check=check,
+                metric_names=metric_names,
+                timeout=timeout,
+                metadata=metadata,
             )
         )
 

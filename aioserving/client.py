@@ -1352,6 +1352,7 @@ class AsyncClient:
         self,
         config: ModelConfigs,
         *,
+        old: ModelConfigs | None = None,
         wait: bool = False,
         check: bool = True,
         metric_names: Sequence[str] = (),
@@ -1378,6 +1379,8 @@ class AsyncClient:
                 text, or the path of a ``--model_config_file``. A model without a platform gets
                 ``"tensorflow"`` (the server would keep a config without one and refuse every later
                 reload).
+            old: the config in force, likewise, if this client did not apply it: labels that move then stay
+                where they are until their new versions are available.
             wait: return when every version that the config names, by policy or label, is available, and
                 at least one of every model.
             check: refuse what the server would refuse before anything is sent.
@@ -1408,7 +1411,7 @@ class AsyncClient:
         deadline = self._begin(timeout)
         new = read_config(config, check=check)
         wait_for = (lambda name: True) if wait else None
-        return await self._reload(lambda old: new, deadline, metadata, wait_for, metric_names, check)
+        return await self._reload(lambda _: new, old, deadline, metadata, wait_for, metric_names, check)
 
     async def add_models(
         self,
@@ -1446,6 +1449,7 @@ class AsyncClient:
         names = {model.name for model in new.model_config_list}
         return await self._reload(
             lambda old: with_models(_known(config, old), new.model_config_list),
+            config,
             deadline,
             metadata,
             names.__contains__ if wait else None,
@@ -1478,7 +1482,9 @@ class AsyncClient:
 
         deadline = self._begin(timeout)
         gone = [names] if isinstance(names, str) else list(names)
-        return await self._reload(lambda old: without_models(_known(config, old), gone), deadline, metadata)
+        return await self._reload(
+            lambda old: without_models(_known(config, old), gone), config, deadline, metadata
+        )
 
     async def set_labels(
         self,
@@ -1515,7 +1521,11 @@ class AsyncClient:
 
         deadline = self._begin(timeout)
         return await self._reload(
-            lambda old: with_labels(_known(config, old), model, labels), deadline, metadata, model.__eq__
+            lambda old: with_labels(_known(config, old), model, labels),
+            config,
+            deadline,
+            metadata,
+            model.__eq__,
         )
 
     @property
@@ -1527,14 +1537,17 @@ class AsyncClient:
     async def _reload(
         self,
         change: Callable[[ModelServerConfig | None], ModelServerConfig],
+        known: ModelConfigs | None,
         deadline: float | None,
         metadata: Metadata,
         wait_for: Callable[[str], bool] | None = None,
         metric_names: Sequence[str] = (),
         check: bool = True,
     ) -> ReloadResult:
+        from aioserving.configuration import read_config
         from aioserving.reload import Reloads
 
+        in_force = read_config(known, check=False) if known is not None else None
         await self._ensure_endpoints(deadline)
         if self._reloads is None:
             self._reloads = Reloads(clock=asyncio.get_running_loop().time)
@@ -1546,6 +1559,7 @@ class AsyncClient:
             wait_for=wait_for,
             metric_names=metric_names,
             check=check,
+            known=in_force,
             sees_files=_is_local,
         )
 

@@ -168,6 +168,7 @@ class Reloads:
         wait_for: Callable[[str], bool] | None = None,
         metric_names: Sequence[str] = (),
         check: bool = True,
+        known: ModelServerConfig | None = None,
         sees_files: Callable[[str], bool] = lambda target: False,
     ) -> ReloadResult:
         """Send what `change` makes of the config in force to every one of `targets`, in turn.
@@ -180,6 +181,7 @@ class Reloads:
             wait_for: which models to wait for, by name, after each reload; None for none.
             metric_names: metrics whose growth the servers are to report.
             check: refuse what the servers would refuse, and warn of what they would hang on.
+            known: the config in force, as the caller knows it; the one that was applied last if None.
             sees_files: whether this process sees the files of a target.
 
         Raises:
@@ -189,7 +191,7 @@ class Reloads:
             RPCError: what a server answered.
         """
         async with self._lock:
-            old = self.config
+            old = known if known is not None else self.config
             new = change(old)
             if check:
                 _check(new, old, look=any(map(sees_files, targets)))

@@ -255,6 +255,17 @@ def test_a_label_is_moved_in_two_steps() -> None:
     assert reloads.config == new
 
 
+def test_a_label_stays_where_it_is_also_when_another_applied_the_config() -> None:
+    """Who has applied nothing yet, but says what is in force, moves a label without it being missing."""
+    old = config({"name": "a", "model_version_policy": {"specific": [1]}, "version_labels": {"stable": 1}})
+    servers = Servers({"a": {1: A}})
+    servers.at(5.0, "a", 2, A)
+    apply(servers, with_labels(old, "a", {"stable": 2}), known=old)
+    first, second = (asked.model_config_list[0] for _, asked in servers.seen)
+    assert first.version_labels == {"stable": 1}
+    assert second.version_labels == {"stable": 2}
+
+
 def test_a_version_that_fails_leaves_the_label_where_it_was() -> None:
     """The second step is not taken."""
     old = config({"name": "a", "version_labels": {"stable": 1}})
