@@ -67,6 +67,8 @@ class Setting:
     short: str = ""
     #: Whether its value is shown to nobody.
     secret: bool = False
+    #: Its value where nobody says anything.
+    default: Any = None
     #: Under which heading of the help it stands.
     section: str = "Connection"
 
@@ -92,7 +94,9 @@ SETTINGS: Final[Mapping[str, Setting]] = {
             "TARGET",
             short="t",
         ),
-        Setting("timeout", "How long a call may take: 5, 500ms, 2m, none.  [60]", "duration", "TIME"),
+        Setting(
+            "timeout", "How long a call may take: 5, 500ms, 2m, none.  [60]", "duration", "TIME", default=60.0
+        ),
         Setting(
             "token",
             "Bearer token. Everybody on this machine can read a command line: prefer --token-file or "
@@ -312,7 +316,7 @@ class Settings:
     @property
     def timeout(self) -> float | None:
         """Seconds that a call may take; None: no limit."""
-        found: float | None = self.get("timeout", 60.0)
+        found: float | None = self.get("timeout", SETTINGS["timeout"].default)
         return found
 
     def tls(self) -> TLS | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
@@ -105,7 +106,7 @@ def describe(error: BaseException) -> Failure:
 
     if isinstance(error, errors.RPCError):
         code, advice = _rpc(error)
-        return Failure(_line(str(error)), code, advice, error.code)
+        return Failure(_line(_rpc_message(error)), code, advice, error.code)
     if isinstance(error, errors.DecodeError):
         return Failure(_line(str(error)), ExitCode.FILE)
     if isinstance(error, errors.ServingError):
@@ -149,6 +150,22 @@ def _rpc(error: BaseException) -> tuple[ExitCode, str]:
     if isinstance(error, (errors.FailedPreconditionError, errors.AbortedError)):
         return ExitCode.PRECONDITION, f"'aioserving status{of}' tells how its versions are"
     return ExitCode.SERVER, ""
+
+
+def _rpc_message(error: Any) -> str:
+    """What an `RPCError` says, without the story of every attempt."""
+    where = " ".join(
+        part
+        for part in (
+            error.method,
+            (f"of {error.model}" if error.method else error.model) if error.model else None,
+            f"at {error.endpoint}" if error.endpoint else None,
+        )
+        if part
+    )
+    text = f"{error.code}: {error.details or 'the server gave no reason'}"
+    tries = f" ({len(error.attempts)} attempts)" if len(error.attempts) > 1 else ""
+    return f"{where}: {text}{tries}" if where else f"{text}{tries}"
 
 
 def _os_error(error: OSError) -> str:

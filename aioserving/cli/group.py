@@ -30,6 +30,15 @@ COMMANDS: Final[Mapping[str, str]] = {
     "predict": "Run a model.",
     "classify": "Classify examples.",
     "regress": "Find a number for each example.",
+    "wait": "Wait until models are available.",
+    "reload": "Replace the models that servers serve.",
+    "labels": "Show and move version labels.",
+    "config": "Show the settings in force; check and compare model_config_files.",
+    "bench": "Load a server and measure it.",
+    "doctor": "Find out where the way to a server ends, and what to do about it.",
+    "stubs": "Write a typed Python module for served models.",
+    "serve": "Run the testing server.",
+    "completion": "Print a script that makes a shell complete commands.",
 }
 
 
@@ -117,7 +126,7 @@ class Root(Group):
         # gRPC's core has its own opinion of what is worth a line on standard error.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # What the library logs on the way to an error is in the error; commands that want it say so.
-        logging.getLogger("aioserving").setLevel(logging.ERROR)
+        logging.getLogger("aioserving").setLevel(logging.CRITICAL)
         self._main_shell_completion({}, PROGRAM)
         try:
             code = self._run(arguments)
