@@ -69,7 +69,7 @@ def _set_duration(message: Duration, seconds: float) -> None:
 
 
 def _seconds(message: Duration) -> float:
-    return message.seconds + message.nanos / 1e9
+    return (message.seconds * 10**9 + message.nanos) / 10**9  # which rounds once
 
 
 def _set_timestamp(message: Timestamp, at: float) -> None:
@@ -77,7 +77,7 @@ def _set_timestamp(message: Timestamp, at: float) -> None:
 
 
 def _at(message: Timestamp) -> float:
-    return message.seconds + message.nanos / 1e9
+    return (message.seconds * 10**9 + message.nanos) / 10**9  # which rounds once
 
 
 # -------------------------------------------------------------------------------------------------- policies
