@@ -51,6 +51,9 @@ _PUNCTUAL: Final = 1e-4
 #: Codes of calls that ended on this side, maybe, and so tell nothing of whether anybody is there.
 _UNANSWERED: Final = frozenset({"DEADLINE_EXCEEDED", "CANCELLED"})
 
+#: Codes of requests that are wrong wherever they are sent.
+_WRONG: Final = frozenset({"INVALID_ARGUMENT", "OUT_OF_RANGE"})
+
 #: Codes with which an endpoint that does not have a model says so.
 _ABSENT: Final = (errors.ModelNotFoundError, errors.VersionLabelNotFoundError)
 
@@ -735,7 +738,8 @@ class _Second:
             pool.release(first, failure, end - now, end, race.place)
             attempts.append(_failed(endpoint, now - race.begun, end - now, failure))
         try:
-            await asyncio.wait((self._task,))
+            if race.superseded or failure.code not in _WRONG or isinstance(failure, _ABSENT):
+                await asyncio.wait((self._task,))
         finally:
             self.cancel()
         if self._story is not None:

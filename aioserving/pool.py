@@ -550,6 +550,7 @@ class Pool:
         if not connection.retired:
             self._retire(connection)
         calls = transport.give_up(reason)
+        connection.quiet_since = 0.0  # nobody waits for an answer on it any more
         self._observers.emit(ConnectionReplaced(connection.endpoint.target, reason, calls))
 
     def reopen(self, connection: Connection) -> None:

@@ -664,6 +664,48 @@ def test_a_hedge_makes_good_a_first_that_fails() -> None:
     run(story())
 
 
+def test_a_request_that_is_wrong_does_not_wait_for_its_hedge() -> None:
+    """The other endpoint would only say the same, later."""
+
+    async def story() -> None:
+        async with client("a:1", "b:1", hedging=HEDGING) as it:
+            warm(it)
+            it.fleet["a:1"].latency, it.fleet["b:1"].latency = 0.06, 5.0
+            it.fleet["a:1"].rule = lambda request: errors.InvalidArgumentError("wrong")
+            begun = it.now
+            with pytest.raises(errors.InvalidArgumentError) as caught:
+                await it.call()
+            assert it.now - begun == pytest.approx(0.06, abs=0.001)
+            assert [attempt.code for attempt in caught.value.attempts] == ["INVALID_ARGUMENT"]
+        assert it.pool.in_flight == 0
+
+    run(story())
+
+
+def test_calls_that_may_be_hedged_share_one_timer() -> None:
+    """However many calls are under way, and whatever order they end in, each is hedged when it is late."""
+
+    async def story() -> None:
+        async with client("a:1", "b:1", hedging=HEDGING) as it:
+            warm(it)
+            loop = asyncio.get_running_loop()
+            it.fleet["a:1"].latency = it.fleet["b:1"].latency = 0.2
+            calls = []
+            for _ in range(10):
+                calls.append(asyncio.ensure_future(it.call()))
+                await asyncio.sleep(0.001)
+            timers: Any = loop._scheduled  # type: ignore[attr-defined]
+            assert sum("_ring" in repr(timer) and not timer.cancelled() for timer in timers) == 1
+            answers = await asyncio.gather(*calls)
+            assert len(it.events.of(CallHedged)) == 10
+            for _, story in answers:
+                assert sorted(attempt.hedge for attempt in story) == [False, True]
+                hedge = next(attempt for attempt in story if attempt.hedge)
+                assert hedge.started == pytest.approx(0.05, abs=0.001)
+
+    run(story())
+
+
 def test_when_both_fail_neither_is_asked_again_before_the_others() -> None:
     """Both endpoints count as tried; the error or the answer tells of both."""
 
