@@ -386,7 +386,7 @@ class _Rows(NamedTuple):
     piece: _Read
     #: Number of the first one in the piece, and how many there are.
     offset: int
-    count: int
+    size: int
 
 
 @dataclass(eq=False, slots=True)
@@ -1255,8 +1255,8 @@ def _kept_of(block: Sequence[_Scored]) -> Any:
             slices.append(whole.take(pa.array(scored.good)))
             continue
         for part in scored.cut.parts:
-            if run is not None and run.piece is part.piece and run.offset + run.count == part.offset:
-                run = _Rows(run.piece, run.offset, run.count + part.count)
+            if run is not None and run.piece is part.piece and run.offset + run.size == part.offset:
+                run = _Rows(run.piece, run.offset, run.size + part.size)
                 continue
             if run is not None:
                 slices.append(_kept_slice(run))
@@ -1267,7 +1267,7 @@ def _kept_of(block: Sequence[_Scored]) -> Any:
 
 
 def _kept_slice(rows: _Rows) -> Any:
-    return rows.piece.kept.slice(rows.offset, rows.count)
+    return rows.piece.kept.slice(rows.offset, rows.size)
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ A part's files appear first, then the manifest that names them. So at any moment
 are there, whole; files that it does not name are of a part that was being written when the job ended, and are
 written again. Whoever reads the output while the job runs reads the manifest's parts.
 
-The manifest is JSON, ``_aioserving/manifest.json``, of a bounded size: earlier parts than the last thousand or
-two are named in ``_aioserving/parts-*.json``, each written once. Which files the input had is in
+The manifest is JSON, ``_aioserving/manifest.json``, of a bounded size: earlier parts than the last thousand
+or two are named in ``_aioserving/parts-*.json``, each written once. Which files the input had is in
 ``_aioserving/inputs.json``.
 """
 

@@ -246,7 +246,7 @@ class OutputColumns:
         """All elements of an array, one after the other."""
         pa = self._pa
         flat = np.ascontiguousarray(array).reshape(-1)
-        if flat.dtype.kind in "OSU":
+        if flat.dtype.kind in "OSU" and spec.data_type == DataType.DT_STRING:
             try:
                 return pa.array(flat.tolist(), kind)
             except (pa.ArrowInvalid, UnicodeDecodeError, pa.ArrowTypeError) as error:
@@ -477,7 +477,7 @@ class _NpyColumn:
                 "use output_format='parquet'"
             )
         else:
-            self.sink.write(np.ascontiguousarray(array).data)
+            self.sink.write(_bytes_of(array))
 
     def _array(self, values: Any) -> Array:
         import pyarrow as pa
@@ -526,7 +526,7 @@ class _NpyColumn:
         dtype = self._dtype if self._dtype is not None else np.dtype(np.float64)
         if dtype.kind == "S":
             for array in self._strings:
-                self.sink.write(np.ascontiguousarray(array.astype(dtype)).data)
+                self.sink.write(_bytes_of(array.astype(dtype)))
             self._strings.clear()
         header = (
             f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {(self._rows, *self._inner)!r}, }}"
@@ -537,6 +537,11 @@ class _NpyColumn:
             b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + header.encode().ljust(room - 1) + b"\n"
         )
         self.sink.close()
+
+
+def _bytes_of(array: Array) -> memoryview:
+    """The memory of an array, whatever its dtype."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _no_options(name: str, options: Mapping[str, Any]) -> None:
