@@ -1,4 +1,4 @@
-"""predict beside what people use today: the official recipe, ovmsclient, grpclib, JSON over REST, bare gRPC.
+"""predict beside what people use: the official recipe, min-tfs-client, ovmsclient, grpclib, REST, bare gRPC.
 
     python bench/bench_peers.py            a selection, ten minutes
     python bench/bench_peers.py --full     every client with every request and number of calls at a time
@@ -9,9 +9,10 @@ options of aioserving (message limits lifted) and the same deadline, ovmsclient 
 the limits, too, REST a connection that is kept for each call at a time. Bare calls send bytes that were
 prepared before and do not look at the answer; with 19 MB another one makes them from the array, in one copy.
 
-The recipe needs TensorFlow. ovmsclient and grpclib get virtual environments of their own, made when they are
-first needed (with the same grpcio, protobuf and numpy); without a package index they are left out. So are
-`requests` and aiohttp where they are not installed.
+The recipe needs TensorFlow. min-tfs-client, ovmsclient and grpclib get environments of their own, made
+when they are first needed (with the same grpcio, protobuf and numpy where they can do with them); without a
+package index they are left out. So are `requests`, aiohttp and httpx where they are not installed.
+min-tfs-client needs protobuf 3.20, which is fast for Python 3.10 only: there has to be a ``python3.10``.
 """
 
 from __future__ import annotations
@@ -37,30 +38,42 @@ from harness import (
 )
 
 #: Clients of worker.py with an environment of their own -> what pip installs there.
-ELSEWHERE = {"ovmsclient": "ovmsclient==2023.1", "grpclib": "grpclib==0.4.9"}
+ELSEWHERE = {
+    "ovmsclient": ("ovmsclient==2023.1",),
+    "grpclib": ("grpclib==0.4.9",),
+    "min-tfs-client": ("min-tfs-client==1.0.2", "protobuf==3.20.3", "numpy<2.3"),
+}
+#: The Python that some of them are best with.
+INTERPRETERS = {"min-tfs-client": "python3.10"}
+#: Clients that are as slow as REST.
+SLOW = ("REST", "min-tfs-client")
 
 OURS, RECIPE = "`await AsyncClient.predict`", "official recipe, grpc.aio"
 OURS_BATCHED, BARE = "`await model.batched().predict`", "bare grpc.aio, prepared bytes"
 FROM_ARRAY = "bare grpc.aio, bytes made from the array"
-GRPCLIB, AIOHTTP = "grpclib, prepared bytes", "REST, aiohttp"
+GRPCLIB, AIOHTTP, HTTPX = "grpclib, prepared bytes", "REST, aiohttp", "REST, httpx"
+OURS_UVLOOP = "`await AsyncClient.predict`, uvloop"
 OURS_BLOCKING, RECIPE_BLOCKING = "`Client.predict`", "official recipe, blocking"
 BARE_BLOCKING = "bare grpc, blocking, prepared bytes"
-OVMS, REQUESTS = "ovmsclient, blocking", "REST, requests"
+OVMS, REQUESTS, MIN_TFS = "ovmsclient, blocking", "REST, requests", "min-tfs-client, blocking"
 
 ASYNC = {
     OURS: "predict",
+    OURS_UVLOOP: "predict",
     OURS_BATCHED: "predict, batched",
     RECIPE: "recipe, grpc.aio",
     BARE: "grpc.aio",
     FROM_ARRAY: "grpc.aio, from array",
     GRPCLIB: "grpclib",
     AIOHTTP: "REST, aiohttp",
+    HTTPX: "REST, httpx",
 }
 BLOCKING = {
     OURS_BLOCKING: "predict, blocking",
     RECIPE_BLOCKING: "recipe, blocking",
     BARE_BLOCKING: "grpc, blocking",
     OVMS: "ovmsclient",
+    MIN_TFS: "min-tfs-client",
     REQUESTS: "REST, requests",
 }
 #: Threads beyond which blocking clients are no longer asked.
@@ -80,7 +93,7 @@ class Case:
     rounds: int
     #: Whether an ordinary run has it.
     usual: bool = True
-    #: Part of `calls` that REST makes: it takes that much longer. 0 for none.
+    #: Part of `calls` that REST, and what is as slow, makes: it takes that much longer. 0 for none.
     rest: float = 0.2
     #: Whether rows of several callers can be joined.
     batches: bool = False
@@ -137,8 +150,12 @@ def clients_of(case: Case, options: Options, pythons: Mapping[str, str | None]) 
             if pythons[client] is None:
                 continue
             settings["python"] = pythons[client]
-        if client.startswith("REST"):
-            if not case.rest or not is_installed(client.partition(", ")[2]):
+        if label == OURS_UVLOOP:
+            if case.request != SMALL[0] or not is_installed("uvloop"):
+                continue
+            settings["uvloop"] = True
+        if client.startswith(SLOW):
+            if not case.rest or (client.startswith("REST") and not is_installed(client.partition(", ")[2])):
                 continue
             settings["calls"] = max(round(case.rest * options.calls(case.calls)), case.concurrency)
         found[label] = settings
@@ -185,8 +202,11 @@ def run(options: Options) -> Report:
         "Every client has its best settings: aioserving's channel options and the same deadline, or its own "
         "where it takes none; REST keeps a connection for each call at a time."
     )
-    pythons = {name: python_with(name, pin, install=not options.quick) for name, pin in ELSEWHERE.items()}
-    missing = [name for name in ("requests", "aiohttp") if not is_installed(name)]
+    pythons = {
+        name: python_with(name, *pins, install=not options.quick, interpreter=INTERPRETERS.get(name))
+        for name, pins in ELSEWHERE.items()
+    }
+    missing = [name for name in ("requests", "aiohttp", "httpx", "uvloop") if not is_installed(name)]
     missing += [f"{name} (no environment for it)" for name, python in pythons.items() if python is None]
     missing += [] if options.tensorflow else ["the official recipe, which needs TensorFlow"]
     if missing:

@@ -40,14 +40,17 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 }
 
 
-def python_with(name: str, *requirements: str, install: bool = True) -> str | None:
+def python_with(
+    name: str, *requirements: str, install: bool = True, interpreter: str | None = None
+) -> str | None:
     """A Python for a peer that is not installed here, in an environment that is made when first asked for.
 
     Args:
         name: of the environment, a folder below ``bench/.environments``.
         requirements: what pip installs, beside the versions of grpcio, protobuf and numpy that are here:
-            these would otherwise be compared, too.
+            these would otherwise be compared, too. Of those that are required, what is required counts.
         install: whether to make it if it is not there.
+        interpreter: the Python to make it with where there is one of that name; else, this one.
 
     Returns:
         The interpreter; None if it could not be made, which is said.
@@ -61,17 +64,29 @@ def python_with(name: str, *requirements: str, install: bool = True) -> str | No
     folder.parent.mkdir(exist_ok=True)
     (folder.parent / ".gitignore").write_text("*\n", encoding="utf-8")
     same = [
-        f"{library}=={importlib.metadata.version(library)}" for library in ("grpcio", "protobuf", "numpy")
+        f"{library}=={importlib.metadata.version(library)}"
+        for library in ("grpcio", "protobuf", "numpy")
+        if not any(requirement.startswith(library) for requirement in requirements)
     ]
+    base = interpreter if interpreter and runs(interpreter) else sys.executable
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
-        for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, *requirements, *same]):
+        for command in ([base, "-m", "venv", "--clear", str(folder)], [*pip, *requirements, *same]):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     except (OSError, subprocess.SubprocessError) as error:
         print(f"No environment for {name}: {getattr(error, 'stderr', None) or error}", file=sys.stderr)
         return None
     (folder / "complete").touch()
     return str(python)
+
+
+def runs(interpreter: str) -> bool:
+    """Whether there is such a Python; a name alone may be a version manager's, for one that is not there."""
+    try:
+        subprocess.run([interpreter, "-c", ""], check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
 
 
 def is_installed(library: str) -> bool:

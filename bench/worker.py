@@ -73,7 +73,12 @@ class Client:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.target: str = settings["target"]
-        self.loop = asyncio.new_event_loop()
+        if settings.get("uvloop"):
+            import uvloop
+
+            self.loop = uvloop.new_event_loop()
+        else:
+            self.loop = asyncio.new_event_loop()
 
     async def open(self) -> Callable[[], Awaitable[Any]]:
         """Connect, and give the function that makes one call."""
@@ -453,6 +458,34 @@ class Ovmsclient(BlockingClient):
         self.client.channel.close()
 
 
+class MinTfsClient(BlockingClient):
+    """min-tfs-client on a channel with aioserving's options; its own would take no answer above 4 MiB."""
+
+    def open_blocking(self) -> Callable[[], Any]:
+        import grpc
+        from min_tfs_client.requests import TensorServingClient
+        from min_tfs_client.tensors import tensor_proto_to_ndarray
+
+        inputs = inputs_of(self.settings)
+        if self.settings["kind"] == "strings":
+            inputs = {name: array.astype(str) for name, array in inputs.items()}  # it knows no others
+        host, _, port = self.target.partition(":")
+        self.client = client = TensorServingClient(host=host, port=int(port))
+        client._channel.close()
+        client._channel = grpc.insecure_channel(self.target, options=grpc_options(self.settings))
+
+        def call() -> Any:
+            response = client.predict_request("m", inputs, timeout=int(TIMEOUT))
+            if self.settings["kind"] == "strings":
+                return response  # what it makes of them is an array of str, cut to the first letter
+            return {name: tensor_proto_to_ndarray(tensor) for name, tensor in response.outputs.items()}
+
+        return call
+
+    def close_blocking(self) -> None:
+        self.client._channel.close()
+
+
 class Grpclib(Client):
     """grpclib, gRPC in pure Python, with bytes that were prepared before, as the bare grpc.aio client."""
 
@@ -529,6 +562,28 @@ class RestRequests(BlockingClient):
 
     def close_blocking(self) -> None:
         """Sessions end with their threads."""
+
+
+class RestHttpx(Client):
+    """JSON over REST with httpx; a connection is kept for each call at a time."""
+
+    async def open(self) -> Callable[[], Awaitable[Any]]:
+        import httpx
+
+        inputs = next_inputs(self.settings)
+        url = f"{self.settings['rest']}/v1/models/m:predict"
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self.session = session = httpx.AsyncClient(limits=limits, timeout=TIMEOUT, trust_env=False)
+
+        async def call() -> Any:
+            response = await session.post(url, json=rest_request(inputs()))
+            response.raise_for_status()
+            return rest_arrays(response.json())
+
+        return call
+
+    async def close(self) -> None:
+        await self.session.aclose()
 
 
 class RestAiohttp(Client):
@@ -610,8 +665,10 @@ CLIENTS: dict[str, type[Client]] = {
     "predict, blocking": PredictBlocking,
     "predict, batched": PredictBatched,
     "ovmsclient": Ovmsclient,
+    "min-tfs-client": MinTfsClient,
     "grpclib": Grpclib,
     "REST, requests": RestRequests,
+    "REST, httpx": RestHttpx,
     "REST, aiohttp": RestAiohttp,
     "loopback": Loopback,
     "memcpy": Memcpy,
