@@ -535,6 +535,7 @@ class _Run:
             self._manifest = before
             self._version = before.version
             self._taken = self._resumed = self._committed = before.rows
+            await self._in_worker(self._tidy)
             return self._summary(before)
         signature = await self._look_up(before)
         self._prepare(signature)
@@ -671,7 +672,7 @@ class _Run:
             {"version_label": version} if isinstance(version, str) else {"version": version}
         )
         end = time.monotonic() + min(_FIRST_CONTACT, job._outage)
-        pause = 0.1
+        pause, waiting = 0.1, False
         while True:
             try:
                 found = await self._client.get_model_metadata(job.model, timeout=job._timeout, **named)
@@ -688,7 +689,9 @@ class _Run:
             ) as error:
                 if time.monotonic() + pause > end:
                     raise
-                logger.warning("the job by %r waits for a server: %s", job.model, error)
+                if not waiting:
+                    waiting = True
+                    logger.warning("the job by %r waits for a server: %s", job.model, error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
         self._version = found.version
@@ -1178,20 +1181,30 @@ class _Run:
         except OSError as error:
             raise OutputError(f"{self.job.output}: the output cannot be completed: {error}") from error
 
+    def _tidy(self) -> None:
+        """In the worker: what is left to do if the last run ended right behind its last row."""
+        assert self._manifest is not None
+        assert self._storage is not None
+        record.remove_leftovers(self._storage, self._manifest)
+        if self._storage.read(record.SUCCESS) is None:
+            self._storage.write(record.SUCCESS, b"")
+
     def _close(self) -> None:
         """In the worker: let go of files and of the lock."""
         writer, self._writer = self._writer, None
-        storage = self._storage
-        if writer is not None and storage is not None:
-            with contextlib.suppress(OSError):
-                writer.abort()
-            for name in writer.files:
+        storage, lock = self._storage, self._lock
+        try:
+            if writer is not None and storage is not None:
                 with contextlib.suppress(OSError):
-                    storage.discard(name)
-        if self._lock is not None:
-            self._lock.release()
-        if storage is not None:
-            storage.close()
+                    writer.abort()
+                for name in writer.files:
+                    with contextlib.suppress(OSError):
+                        storage.discard(name)
+        finally:
+            if lock is not None:
+                lock.release()
+            if storage is not None:
+                storage.close()
 
     # -- facts ----------------------------------------------------------------------------------------
 
