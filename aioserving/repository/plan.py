@@ -126,10 +126,16 @@ class ServerFound:
     versions: Mapping[str, Mapping[int, VersionFound]] = field(default_factory=dict)
 
     def available(self, model: str) -> frozenset[int]:
-        """The versions of a model that can serve."""
-        return frozenset(
-            version for version, found in self.versions.get(model, {}).items() if found.available
-        )
+        """The versions of a model that can serve, but for those on their way out.
+
+        A version that a reload has left out may take a while to go, and is loaded anew if it is named
+        again meanwhile: nothing may rest on it.
+        """
+        available = (version for version, found in self.versions.get(model, {}).items() if found.available)
+        if self.config is None:
+            return frozenset(available)
+        told = self.config.get(model)
+        return told.versions.intersection(available) if told is not None else frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,7 +498,7 @@ class _Model:
                 yield Adopt(self.name, version)
                 target -= {version}
         for version in sorted(target & self.on_disk - state.good - state.candidates.keys()):
-            if (allowed or version in state.urgent) and (self.name, version) not in self.found.deleting:
+            if (allowed or version in state.urgent) and not self.going(version):
                 yield Begin(self.name, version)
         for version, candidate in sorted(state.candidates.items()):
             if version in state.quarantine:
@@ -501,7 +507,8 @@ class _Model:
             if reason:
                 yield Quarantined(self.name, version, reason)
             elif version not in target:
-                yield Unload(self.name, version, "another version is wanted before it was promoted")
+                if state.good:  # else it may be all that there is
+                    yield Unload(self.name, version, "another version is wanted before it was promoted")
             elif self.proved(state, version) and (allowed or version in state.urgent) and not self.missed:
                 yield Promote(self.name, version)
         yield from self.label_moves(state, target)
@@ -509,6 +516,19 @@ class _Model:
             for version in sorted(state.good - target):
                 if self.replaced(state, version, target):
                     yield Unload(self.name, version, "its successors serve")
+
+    def going(self, version: int) -> str:
+        """What still has to go of a version before it can be rolled out anew; empty if nothing has."""
+        if (self.name, version) in self.found.deleting:
+            return "being deleted"
+        for server, one in self.up.items():
+            found = one.versions.get(self.name, {}).get(version)
+            told = (one.config or {}).get(self.name)
+            if told is not None and version in told.versions:
+                continue
+            if found is not None and found.state != ServerState.END:
+                return f"still being unloaded on {server}"
+        return ""
 
     # -- candidates
 
@@ -683,6 +703,8 @@ class _Model:
         for version in sorted(target & self.on_disk - state.good - state.candidates.keys()):
             if not (allowed or version in state.urgent):
                 yield self.outside(version, "rolled out")
+            elif going := self.going(version):
+                yield Wait(going, self.name, version)
         for version in sorted(state.good | state.candidates.keys()):
             for server, one in self.up.items():
                 if version in self.available[server] or version in state.quarantine:
