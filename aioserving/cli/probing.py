@@ -311,8 +311,8 @@ async def _refusal(place: Place, problem: BaseException, timeout: float) -> tupl
     if isinstance(problem, (asyncio.TimeoutError, TimeoutError)):
         return (
             f"{place} does not answer, not even with a refusal, within {duration_text(timeout)}",
-            "packets get lost: a firewall or security group, a wrong address, a missing route or VPN, a host that "
-            "is down",
+            "packets get lost: a firewall, a security group, a wrong address, no route or VPN, or a host "
+            "that is down",
         )
     return f"{place}: {_reason(problem)}", "is there a route to that address from here (VPN, IPv6)?"
 
