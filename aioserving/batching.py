@@ -101,6 +101,9 @@ class BatchingOptions:
 
     #: Rows that a batch may have; the server's own ``max_batch_size`` if it batches, too.
     max_batch_size: int = 128
+    #: Bytes of inputs beyond which no further caller is taken into a batch, where all rows are of one size:
+    #: 128 images would take seconds to arrive. None for no limit.
+    max_batch_bytes: int | None = 32 * 1024 * 1024
     #: Seconds that a caller may wait for others while there is room for another batch.
     max_delay: float = 0.002
     #: Batches under way at a time.
@@ -131,6 +134,8 @@ class BatchingOptions:
         for name in ("max_batch_size", "max_in_flight", "max_waiting"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
+        if self.max_batch_bytes is not None and self.max_batch_bytes < 1:
+            raise ValueError(f"max_batch_bytes must be at least 1, or None, got {self.max_batch_bytes!r}")
         if not 0 <= self.max_delay < math.inf:
             raise ValueError(f"max_delay must be a number of seconds, at least 0, got {self.max_delay!r}")
         sizes = self.allowed_batch_sizes
@@ -298,6 +303,7 @@ class _Group:
         "in_flight",
         "lanes",
         "metadata",
+        "most",
         "names",
         "output_filter",
         "plain",
@@ -318,6 +324,7 @@ class _Group:
         arrays: Sequence[Array],
         shared: frozenset[str],
         ragged: tuple[int | None, ...],
+        max_bytes: int | None,
     ) -> None:
         self.signature = signature
         self.output_filter = output_filter
@@ -339,6 +346,11 @@ class _Group:
         self.shared = shared
         #: The axis along which each input is filled up, or None; empty if no input is.
         self.ragged = ragged if any(axis is not None for axis in ragged) else ()
+        #: Rows of several callers that may go together for their bytes.
+        self.most = math.inf
+        if max_bytes is not None and not self.ragged:
+            row = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
+            self.most = max(1, max_bytes // max(row, 1))
         #: Callers that wait, by priority, the higher first; some may have left.
         self.lanes: dict[int, deque[_Member]] = {0: deque()}
         #: How many wait that have not left, and their rows.
@@ -806,7 +818,8 @@ class BatchedModel:
                     key: group for key, group in self._groups.items() if group.waiting or group.in_flight
                 }
                 self._known.clear()
-            group = _Group(signature, output_filter, tuple(metadata), names, ordered, shared, ragged)
+            most = self._options.max_batch_bytes
+            group = _Group(signature, output_filter, tuple(metadata), names, ordered, shared, ragged, most)
             self._groups[key] = group
             if len(names) == 1 and not metadata and ordered[0].dtype.kind != "O" and not group.ragged:
                 array = ordered[0]
@@ -951,13 +964,15 @@ class BatchedModel:
         if deadline is not None and deadline < self._expiry_at:
             self._expire_at(deadline)
         if self._in_flight < options.max_in_flight and not self._looking:
-            if group.rows >= self._limit:
+            if group.rows >= self._limit or group.rows >= group.most:
                 self._dispatch(group, "full", member.since)
             elif not group.in_flight:
                 self._look_soon()
             elif group.due < self._alarm_at:
                 self._alarm_for(group.due)
-        elif group.rows >= self._limit and self._in_flight < options.max_in_flight:
+        elif (group.rows >= self._limit or group.rows >= group.most) and (
+            self._in_flight < options.max_in_flight
+        ):
             self._dispatch(group, "full", member.since)
 
     def _note_due(self, group: _Group, member: _Member) -> None:
@@ -1032,7 +1047,7 @@ class BatchedModel:
 
     def _reason(self, group: _Group, now: float) -> str | None:
         """Why a group should send a batch now; None if it should wait."""
-        if group.rows >= self._limit:
+        if group.rows >= self._limit or group.rows >= group.most:
             return "full"
         if self._closed:
             return "close"
@@ -1076,7 +1091,7 @@ class BatchedModel:
     def _take(self, group: _Group) -> list[_Member]:
         """The next callers of a group, as many as fit into a batch."""
         members: list[_Member] = []
-        rows, limit = 0, self._limit
+        rows, limit = 0, min(self._limit, group.most)
         for lane in group.lanes.values():
             while lane:
                 member = lane[0]

@@ -1114,6 +1114,7 @@ class BlockingModel:
         self,
         *,
         max_batch_size: int = 128,
+        max_batch_bytes: int | None = 32 * 1024 * 1024,
         max_delay: float = 0.002,
         max_in_flight: int = 2,
         allowed_batch_sizes: Sequence[int] = (),
@@ -1133,6 +1134,8 @@ class BlockingModel:
 
         Args:
             max_batch_size: rows that a batch may have; the server's own setting if it batches, too.
+            max_batch_bytes: bytes of inputs beyond which no further caller is taken into a batch, where all
+                rows are of one size; None for no limit.
             max_delay: seconds that a caller may wait for others while there is room for another batch.
             max_in_flight: batches under way at a time.
             allowed_batch_sizes: sizes that batches are filled up to, ascending; any size if not given.
@@ -1155,6 +1158,7 @@ class BlockingModel:
             self._client._run,
             self._model.batched(
                 max_batch_size=max_batch_size,
+                max_batch_bytes=max_batch_bytes,
                 max_delay=max_delay,
                 max_in_flight=max_in_flight,
                 allowed_batch_sizes=allowed_batch_sizes,

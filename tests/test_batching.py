@@ -278,6 +278,25 @@ def test_a_full_batch_goes_at_once() -> None:
     story(work)
 
 
+def test_a_batch_of_large_rows_is_kept_to_its_bytes() -> None:
+    """What is full is decided by bytes where rows are large; one caller's own rows are not torn apart."""
+
+    async def work() -> None:
+        size = rows(0).nbytes
+        model = FakeModel(seconds=1.0)
+        batched = model.batched(max_batch_bytes=3 * size, max_delay=0.5, max_in_flight=3)
+        await together(batched, 8)
+        assert model.sizes == [1, 3, 3, 1]
+        assert batched.stats().flushes["full"] == 2
+        await batched.predict({"x": np.concatenate([rows(0)] * 5)})
+        assert model.sizes[-1] == 5
+        unlimited = model.batched(max_batch_bytes=None)
+        await together(unlimited, 8)
+        assert model.sizes[-2:] == [1, 7]
+
+    story(work)
+
+
 def test_a_batch_goes_in_time_for_its_deadlines() -> None:
     """A caller that cannot wait for `max_delay` sends its batch earlier."""
 
@@ -1132,6 +1151,7 @@ def test_the_blocking_face() -> None:
         ({"max_in_flight": 0}, "max_in_flight"),
         ({"max_waiting": 1.5}, "max_waiting"),
         ({"max_delay": -1}, "max_delay must be a number of seconds"),
+        ({"max_batch_bytes": 0}, "max_batch_bytes must be at least 1"),
         ({"max_delay": float("nan")}, "max_delay"),
         ({"allowed_batch_sizes": (4, 2, 128)}, "must ascend"),
         ({"allowed_batch_sizes": (1, 64)}, "the last of allowed_batch_sizes must be max_batch_size=128"),
