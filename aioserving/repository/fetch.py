@@ -1,16 +1,80 @@
-"""Versions from a store to disk, verified, so that a model server never sees half of one."""
+"""Versions from a store to disk, verified, so that a model server never sees half of one.
+
+    async with Fetcher(store, disk) as fetcher:
+        fetch = fetcher.fetch(version)
+        async for progress in fetch:
+            print(progress.state, progress.bytes_done)
+        folder = await fetch
+
+How a version comes to disk
+    Its files are listed, room is made, and they are read a few at a time, large ones in stripes, into
+    ``<base>/.aioserving/fetching/<model>/<version>``, where no server looks (`disk` says why). Each chunk
+    that was written is noted in a journal with its checksum. A fetch that was killed finds the journal,
+    reads those chunks again from disk, keeps the ones that are what the journal says, whatever a power cut
+    made of them, and reads the others from the store. Then every file is checked: its size, its MD5 or
+    SHA-256 if the store or the manifest tells one, and the SavedModel (`saved_model`); the store is listed
+    once more, and what changed meanwhile is read again. The files and folders are synced, and one rename
+    puts the version where servers look.
+
+Memory holds a few pieces of a chunk for every read under way, whatever the size of the version.
+
+A version number means one content for ever, to the model server too: a version that is on disk is not
+fetched again, and one that is there with other contents is refused. Which versions are fetched, and
+what may be deleted to make room (`keep`), is left to the caller.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Container, Generator
-from dataclasses import dataclass
+import asyncio
+import errno
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Container, Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
-from aioserving.repository.disk import Disk
-from aioserving.repository.store import Store, StoredVersion
+from aioserving.repository import archive, saved_model
+from aioserving.repository.backends import ChangedError, NoRangesError
+from aioserving.repository.disk import Disk, sync_folder
+from aioserving.repository.errors import (
+    CorruptVersionError,
+    IncompleteVersionError,
+    LimitExceededError,
+    NoRoomError,
+    NotInStoreError,
+    RepositoryError,
+    StoreUnavailableError,
+    UnsafeArchiveError,
+    VersionChangedError,
+    VersionError,
+)
+from aioserving.repository.store import Store, StoredFile, StoredVersion
 
 __all__ = ["Fetch", "FetchProgress", "Fetcher"]
+
+_T = TypeVar("_T")
+
+State: TypeAlias = Literal["waiting", "listing", "fetching", "verifying", "unpacking", "done"]
+
+logger = logging.getLogger("aioserving.repository")
+
+#: Bytes of a file that are read as one stream.
+_STRIPE: Final = 64 << 20
+#: Seconds between two notices of progress.
+_OFTEN: Final = 0.05
+#: How often a version is listed anew because files changed, and a file read anew because it is corrupt.
+_ROUNDS: Final = 5
+_AGAIN: Final = 2
+#: Bytes read from disk at a time.
+_PIECE: Final = 1 << 20
+_NOT_MD5: Final = "another MD5"
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -20,12 +84,15 @@ class FetchProgress:
     model: str
     version: int
     #: What is being done now; ``"done"`` is the last.
-    state: Literal["waiting", "listing", "fetching", "verifying", "unpacking", "done"]
+    state: State
+    #: Bytes that are on disk, those of an earlier fetch that was killed among them.
     bytes_done: int
     #: None while it is not known.
     bytes_total: int | None
     files_done: int
     files_total: int | None
+    #: Bytes that were there from an earlier fetch and did not have to be read from the store again.
+    bytes_resumed: int = 0
 
 
 class Fetch:
@@ -36,19 +103,79 @@ class Fetch:
     gives up his share, and so does `cancel`; the fetch stops when nobody has one any more.
     """
 
-    def __await__(self) -> Generator[Any, None, Path]:
-        raise NotImplementedError
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._held = True
+        job.shares.add(self)
 
-    def __aiter__(self) -> AsyncIterator[FetchProgress]:
-        raise NotImplementedError
+    @property
+    def progress(self) -> FetchProgress:
+        """How far it is."""
+        return self._job.progress
+
+    def done(self) -> bool:
+        """Whether it is over: done, failed, or given up."""
+        return not self._held or self._job.task.done()
+
+    def __repr__(self) -> str:
+        at = self.progress
+        state = at.state if self._held else "given up"
+        size = f"{at.bytes_done} of {at.bytes_total} bytes"
+        return f"<Fetch of {at.model!r} version {at.version}: {state}, {size}>"
+
+    def __await__(self) -> Generator[Any, None, Path]:
+        return self._wait().__await__()
+
+    async def __aiter__(self) -> AsyncIterator[FetchProgress]:
+        seen: FetchProgress | None = None
+        while True:
+            changed = self._job.changed
+            if self._job.progress is not seen:
+                seen = self._job.progress
+                yield seen
+            elif self._job.task.done() or not self._held:
+                await self._wait()
+                return
+            else:
+                await self._hold(changed.wait())
 
     def cancel(self) -> None:
         """Give up this share; a second time does nothing."""
-        raise NotImplementedError
+        if self._held:
+            self._held = False
+            self._job.released(self)
+
+    async def _wait(self) -> Path:
+        if not self._held:
+            raise asyncio.CancelledError("this share of the fetch was given up")
+        await self._hold(asyncio.wait({self._job.task}))
+        return self._job.task.result()
+
+    async def _hold(self, waiting: Any) -> None:
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
 
 
 class Fetcher:
-    """Fetches versions from a store to disk."""
+    """Fetches versions from a store to disk. Belongs to one event loop; also an async context manager.
+
+    Args:
+        store: where from.
+        disk: where to; whoever fetches holds its lock.
+        max_concurrent_files: reads from the store at a time, of one version each.
+        chunk_bytes: what is noted as done at a time, and so how much of each read a kill costs.
+        keep: gives the versions, model and number, that may not be deleted to make room; asked when room
+            is short. Not given: all of them.
+        stall_timeout: seconds after which a read that brings nothing is begun anew.
+        retries: how often a read that fails is begun anew, where it was, before the fetch fails; progress
+            in between counts the times from 0 again.
+
+    Raises:
+        ValueError: a number makes no sense.
+    """
 
     def __init__(
         self,
@@ -58,13 +185,713 @@ class Fetcher:
         max_concurrent_files: int = 8,
         chunk_bytes: int = 8 << 20,
         keep: Callable[[], Container[tuple[str, int]]] | None = None,
+        stall_timeout: float = 30.0,
+        retries: int = 4,
     ) -> None:
-        raise NotImplementedError
+        if max_concurrent_files < 1 or chunk_bytes < 1 or retries < 0 or not stall_timeout > 0:
+            raise ValueError(
+                "max_concurrent_files, chunk_bytes and stall_timeout must be more than 0, retries at least 0"
+            )
+        self.store = store
+        self.disk = disk
+        self.keep = keep
+        self.max_concurrent_files = max_concurrent_files
+        self.chunk_bytes = chunk_bytes
+        self.stall_timeout = stall_timeout
+        self.retries = retries
+        self._jobs: dict[tuple[str, int], _Job] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Fetcher from {self.store.url} to {self.disk.base}, {len(self._jobs)} under way>"
+
+    async def __aenter__(self) -> Fetcher:  # noqa: PYI034 - typing.Self is younger than Python 3.10
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
 
     def fetch(self, version: StoredVersion) -> Fetch:
-        """Fetch a version, or join its fetch if that is under way; one that is on disk is done at once."""
-        raise NotImplementedError
+        """Fetch a version, or join its fetch if that is under way; one that is on disk is done at once.
+
+        It begins now, awaited or not. What it raises, when it is awaited:
+
+        Raises:
+            NotInStoreError: the version is not in the store (any more).
+            StoreError: the store cannot be read.
+            VersionError: what is in the store is incomplete, corrupt, too large, unsafe or keeps changing,
+                or the version is on disk with other contents.
+            NoRoomError: the disk or its quota is full.
+            RuntimeError: the fetcher is closed.
+        """
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed")
+        key = (version.model, version.version)
+        job = self._jobs.get(key)
+        # A job that is being stopped is left to stop, and the next one waits for that.
+        if job is None or job.stopping or job.task.done():
+            job = self._jobs[key] = _Job(self, version, after=job)
+            job.task.add_done_callback(lambda _, key=key, job=job: self._over(key, job))  # type: ignore[misc]
+        return Fetch(job)
 
     async def aclose(self) -> None:
-        """Stop all fetches; what they have stays for the next one."""
-        raise NotImplementedError
+        """Stop all fetches, and wait until they have stopped; what they have stays for the next one."""
+        self._closed = True
+        tasks = {job.task for job in self._jobs.values()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _over(self, key: tuple[str, int], job: _Job) -> None:
+        if self._jobs.get(key) is job:
+            del self._jobs[key]
+        if not job.task.cancelled():
+            error = job.task.exception()  # which is thereby known, also if nobody waits
+            if error is not None:
+                logger.info("fetching version %d of %r failed: %s", key[1], key[0], error)
+        job.changed.set()
+
+
+@dataclass
+class _Part:
+    """One file under way."""
+
+    file: StoredFile
+    number: int
+    #: Where it is written.
+    path: Path
+    #: Chunks that are on disk: first byte -> byte after the last.
+    done: dict[int, int]
+    #: Whether it is read from its beginning in one stream, as the store can do no other.
+    whole: bool = False
+    verified: bool = False
+
+    def gaps(self, size: int) -> list[tuple[int, int]]:
+        """What is still to be read."""
+        gaps = []
+        at = 0
+        for start, end in sorted(self.done.items()):
+            if start > at:
+                gaps.append((at, start))
+            at = max(at, end)
+        if at < size:
+            gaps.append((at, size))
+        return gaps
+
+
+class _Job:
+    """The fetch of one version, whoever waits for it."""
+
+    def __init__(self, fetcher: Fetcher, version: StoredVersion, after: _Job | None) -> None:
+        self.fetcher = fetcher
+        self.store = fetcher.store
+        self.disk = fetcher.disk
+        self.version = version
+        self.shares: set[Fetch] = set()
+        self.stopping = False
+        self.changed = asyncio.Event()
+        self.progress = FetchProgress(version.model, version.version, "waiting", 0, version.size, 0, None)
+        self._progress = self.progress
+        self._told = 0.0
+        self._room = asyncio.Semaphore(fetcher.max_concurrent_files)
+        self.staging = self.disk.staging(version.model, version.version)
+        self.files = self.staging / "files"
+        self._journal: Journal | None = None
+        self.task = asyncio.ensure_future(self._run(after))
+
+    def released(self, share: Fetch) -> None:
+        """A caller gave up."""
+        self.shares.discard(share)
+        if not self.shares and not self.task.done():
+            self.stopping = True
+            self.task.cancel()
+
+    def tell(self, *, now: bool = False, **changes: Any) -> None:
+        """Note progress; those who wait hear of it now or soon."""
+        self._progress = replace(self._progress, **changes)
+        moment = time.monotonic()
+        if now or moment - self._told >= _OFTEN:
+            self._told = moment
+            self.progress = self._progress
+            changed, self.changed = self.changed, asyncio.Event()
+            changed.set()
+
+    def count(self, more: int) -> None:
+        """Note bytes that came to disk."""
+        self.tell(bytes_done=self._progress.bytes_done + more)
+
+    # The way of a version
+
+    async def _run(self, after: _Job | None) -> Path:
+        if after is not None and not after.task.done():
+            await asyncio.wait({after.task})
+        model, number = self.version.model, self.version.version
+        there = (await asyncio.to_thread(self.disk.versions, model)).get(model, {}).get(number)
+        if there is not None:
+            if there.fingerprint not in (None, self.version.fingerprint):
+                raise self._refuse(
+                    VersionChangedError,
+                    f"the store has other contents than {there.path}; a number means one content: upload "
+                    "it under a new one, or delete it from disk first",
+                )
+            self.tell(now=True, state="done", bytes_done=there.size, bytes_total=there.size)
+            return there.path
+        self.disk.begin(model, number)
+        try:
+            path = await self._bring()
+        except OSError as error:
+            if isinstance(error, RepositoryError):
+                raise
+            raise _disk_error(error, self.disk) from error
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+            self.disk.settled(model, number)
+        self.tell(now=True, state="done")
+        return path
+
+    async def _bring(self) -> Path:
+        corrupt: dict[str, int] = {}
+        before: list[StoredFile] | None = None
+        for _ in range(_ROUNDS):
+            self.tell(now=True, state="listing")
+            listed = before if before is not None else await self._listed()
+            try:
+                parts = await self._read_all(listed)
+                self.tell(now=True, state="verifying")
+                bad = await self._verify(parts)
+                for part, why in bad:
+                    corrupt[part.file.path] = corrupt.get(part.file.path, 0) + 1
+                    if corrupt[part.file.path] > _AGAIN:
+                        await asyncio.to_thread(self._forget)
+                        raise self._refuse(CorruptVersionError, why)
+                    logger.warning(
+                        "version %d of %r: %s; reading it again",
+                        self.version.version,
+                        self.version.model,
+                        why,
+                    )
+                if bad:
+                    before = None
+                    continue
+            except (ChangedError, NotInStoreError) as error:
+                logger.info(
+                    "version %d of %r changed while it was read: %s",
+                    self.version.version,
+                    self.version.model,
+                    error,
+                )
+                before = None
+                await asyncio.sleep(0.05)
+                continue
+            before = await self._listed()
+            if [file.entry for file in before] == [file.entry for file in listed]:
+                return await self._finish(parts)
+        raise self._refuse(VersionChangedError, "its files keep changing while they are read")
+
+    async def _listed(self) -> list[StoredFile]:
+        """The version's files, as they are now; whether they are still the same is not asked."""
+        found: list[StoredFile] = await self._patiently(lambda: self.store.files(self.version))
+        return found
+
+    async def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """Ask the store, and again if it does not answer."""
+        for attempt in range(self.fetcher.retries + 1):
+            try:
+                return await asyncio.wait_for(ask(), 10 * self.fetcher.stall_timeout)
+            except (StoreUnavailableError, asyncio.TimeoutError) as error:
+                if attempt == self.fetcher.retries:
+                    if isinstance(error, StoreUnavailableError):
+                        raise
+                    raise StoreUnavailableError(f"{self.store.url} does not answer") from error
+                await asyncio.sleep(_pause(attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _read_all(self, listed: list[StoredFile]) -> list[_Part]:
+        """Bring all files to the staging folder, whole."""
+        total = sum(file.size or 0 for file in listed)
+        if self._journal is not None:
+            self._journal.close()
+        opened = await _in_thread(
+            lambda: Journal.open(self.staging, listed), undo=lambda opened: opened[0].close()
+        )
+        self._journal, parts = opened
+        have = sum(end - start for part in parts for start, end in part.done.items())
+        self.tell(
+            now=True,
+            state="fetching",
+            bytes_total=total,
+            files_total=len(listed),
+            bytes_done=have,
+            bytes_resumed=have,
+            files_done=0,
+        )
+        keep = self.fetcher.keep
+        # What is unpacked beside an archive has at least its size.
+        needed = 2 * total if self.version.kind == "archive" else total
+        key = (self.version.model, self.version.version)
+        await self.disk.room_for(needed, keep() if keep is not None else _Everything(), fetching=key)
+        await _workers(
+            [lambda part=part: self._read_file(part) for part in parts],  # type: ignore[misc]
+            self.fetcher.max_concurrent_files,
+        )
+        return parts
+
+    async def _read_file(self, part: _Part) -> None:
+        size = part.file.size
+        descriptor = await _in_thread(lambda: _open_part(part.path, size), undo=os.close)
+        try:
+            if size is None:
+                await self._read_unsized(part, descriptor)
+            else:
+                gaps = (
+                    []
+                    if part.whole
+                    else [
+                        (at, min(at + _STRIPE, end))
+                        for start, end in part.gaps(size)
+                        for at in range(start, end, _STRIPE)
+                    ]
+                )
+                try:
+                    await _workers(
+                        [
+                            lambda start=start, end=end: self._read_gap(part, descriptor, start, end)  # type: ignore[misc]
+                            for start, end in gaps
+                        ],
+                        max(2, self.fetcher.max_concurrent_files // 2),
+                    )
+                except NoRangesError:
+                    part.whole = True
+                if part.whole and part.gaps(size):
+                    await self._read_gap(part, descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+        self.tell(files_done=self._progress.files_done + 1)
+
+    async def _read_unsized(self, part: _Part, descriptor: int) -> None:
+        """A file whose size nobody knows: from its beginning to its end."""
+        size = await self._read_gap(part, descriptor, 0, None)
+        part.file = replace(part.file, size=size)
+
+    async def _read_gap(self, part: _Part, descriptor: int, start: int, end: int | None) -> int:
+        """Read a stretch of a file, however often that breaks off; gives where it ended."""
+        async with self._room:
+            return await self._read_patiently(part, descriptor, start, end)
+
+    async def _read_patiently(self, part: _Part, descriptor: int, start: int, end: int | None) -> int:
+        assert self._journal is not None
+        limit = self.fetcher.store.limits.bytes
+        writer = _ChunkWriter(
+            descriptor, part, self._journal, start, self.fetcher.chunk_bytes, limit, self.disk
+        )
+        failures = 0
+        loop = asyncio.get_running_loop()
+
+        def sink(pieces: Sequence[bytes]) -> None:
+            more = writer.write(pieces)
+            loop.call_soon_threadsafe(self.count, more)
+
+        while True:
+            at = writer.at
+            try:
+                await self._watched(
+                    lambda: self.store.read(self.version, part.file, writer.at, end, sink), writer
+                )
+                if end is None or writer.at >= end:
+                    await asyncio.to_thread(writer.finish)
+                    return writer.at
+                raise StoreUnavailableError(
+                    f"{self.version.url}/{part.file.path} ends after {writer.at} bytes of {part.file.size}"
+                )
+            except (StoreUnavailableError, NoRangesError) as error:
+                again = isinstance(error, NoRangesError) or end is None
+                if again and not (part.whole or end is None):
+                    raise
+                failures = 0 if writer.at > at and not again else failures + 1
+                if failures > self.fetcher.retries:
+                    raise StoreUnavailableError(f"{error}; tried {failures} times") from error
+                if again:
+                    writer.restart()
+                await asyncio.sleep(_pause(failures))
+
+    async def _watched(self, read: Callable[[], Any], writer: _ChunkWriter) -> None:
+        """Let a read go on for as long as it brings something."""
+        task = asyncio.ensure_future(read())
+        try:
+            while True:
+                at = writer.at
+                done, _ = await asyncio.wait({task}, timeout=self.fetcher.stall_timeout)
+                if done:
+                    break
+                if writer.at == at:
+                    raise StoreUnavailableError(
+                        f"{self.version.url} has sent nothing for {self.fetcher.stall_timeout:g} seconds"
+                    )
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        task.result()
+
+    async def _verify(self, parts: list[_Part]) -> list[tuple[_Part, str]]:
+        """Files that are not what they should be, and why; these are forgotten."""
+        bad: list[tuple[_Part, str]] = []
+
+        async def one(part: _Part) -> None:
+            why = await _in_thread(lambda: _mismatch(part))
+            if (
+                why.startswith(_NOT_MD5)
+                # Of some encrypted objects S3 gives what only looks like an MD5.
+                and not await self._patiently(lambda: self.store.is_md5(self.version, part.file))
+            ):
+                why = ""
+            if why:
+                bad.append((part, why))
+                assert self._journal is not None
+                await asyncio.to_thread(self._journal.forget, part)
+            else:
+                part.verified = True
+
+        await _workers([lambda part=part: one(part) for part in parts if not part.verified], 2)  # type: ignore[misc]
+        return bad
+
+    async def _finish(self, parts: list[_Part]) -> Path:
+        """Unpack, look at the SavedModel, and publish."""
+        folder = self.files
+        paths: dict[str, int] = {part.file.path: part.file.size or 0 for part in parts}
+        if self.version.kind == "archive":
+            self.tell(now=True, state="unpacking")
+            folder = self.staging / "unpacked"
+            stopped = threading.Event()
+            paths = await _in_thread(
+                lambda: self._unpack(parts[0].path, self.staging / "unpacked", stopped), stop=stopped.set
+            )
+        try:
+            await asyncio.to_thread(saved_model.check, folder, paths)
+        except saved_model.MissingFileError as error:
+            raise self._refuse(IncompleteVersionError, str(error)) from error
+        except saved_model.InvalidModelError as error:
+            await asyncio.to_thread(self._forget)
+            raise self._refuse(CorruptVersionError, str(error)) from error
+        # Nobody can stop this in the middle.
+        return await _in_thread(lambda: self._publish(folder, paths))
+
+    def _unpack(self, packed: Path, folder: Path, stopped: threading.Event) -> dict[str, int]:
+        def check(_: int) -> None:
+            if stopped.is_set():
+                raise _StoppedError
+
+        if folder.exists():
+            self.disk.discard(folder)
+        folder.mkdir()
+        try:
+            return archive.unpack(packed, folder, self.store.limits, check=check)
+        except archive.DamagedArchiveError as error:
+            self._forget()
+            raise self._refuse(CorruptVersionError, str(error)) from error
+        except archive.UnsafeMemberError as error:
+            self._forget()
+            raise self._refuse(UnsafeArchiveError, str(error)) from error
+        except archive.OversizeArchiveError as error:
+            self._forget()
+            raise self._refuse(LimitExceededError, str(error)) from error
+        except OSError:
+            self.disk.discard(folder)
+            raise
+
+    def _publish(self, folder: Path, paths: dict[str, int]) -> Path:
+        folders = {folder}
+        for path in paths:
+            with open(folder / path, "rb") as file:
+                os.fsync(file.fileno())
+            parent = (folder / path).parent
+            while parent not in folders:
+                folders.add(parent)
+                parent = parent.parent
+        for parent in sorted(folders, key=lambda item: len(item.parts), reverse=True):
+            sync_folder(parent)
+        target = self.disk.publish(
+            self.version.model,
+            self.version.version,
+            folder,
+            size=sum(paths.values()),
+            fingerprint=self.version.fingerprint,
+        )
+        self._forget()
+        return target
+
+    def _forget(self) -> None:
+        """Delete what was fetched; blocking."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self.disk.discard(self.staging)
+
+    def _refuse(self, kind: type[VersionError], why: str) -> VersionError:
+        return kind(why, model=self.version.model, version=self.version.version)
+
+
+class _StoppedError(Exception):
+    """Nobody wants what a thread works at any more."""
+
+
+class _Everything:
+    """Contains everything."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+async def _in_thread(
+    work: Callable[[], _T],
+    *,
+    stop: Callable[[], None] | None = None,
+    undo: Callable[[_T], object] | None = None,
+) -> _T:
+    """The result of `work` in a thread; whoever is cancelled waits for it to end, lest it goes on alone.
+
+    Args:
+        work: what to do.
+        stop: called on being cancelled, so that `work` ends early.
+        undo: what to do with the result if nobody gets it.
+    """
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if stop is not None:
+            stop()
+        if not future.done():
+            await asyncio.wait({future})
+        if future.exception() is None and undo is not None:
+            undo(future.result())
+        raise
+
+
+def _pause(attempt: int) -> float:
+    return float(min(5.0, 0.1 * 2**attempt))
+
+
+def _disk_error(error: OSError, disk: Disk) -> RepositoryError:
+    if error.errno in _FULL:
+        return NoRoomError(f"{disk.base} is full: {error}")
+    return RepositoryError(f"{disk.base} cannot be written: {error}")
+
+
+async def _workers(work: Sequence[Callable[[], Any]], at_a_time: int) -> None:
+    """Do all of `work`, some at a time; the first failure ends the others, and is waited for."""
+    waiting = iter(work)
+
+    async def worker() -> None:
+        for item in waiting:
+            await item()
+
+    tasks = [asyncio.ensure_future(worker()) for _ in range(min(at_a_time, len(work)))]
+    try:
+        for task in asyncio.as_completed(tasks):
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# ------------------------------------------------------------------------------------------ on disk
+
+
+class Journal:
+    """What of a version is on disk already: a file of lines, one for each chunk, that a kill cannot spoil.
+
+    The first line says of which files; a version whose files are others begins anew with those that are
+    the same. Lines are added after their chunks were written, and may be lost together with them or
+    without: what counts is that a chunk on disk has the checksum of its line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+
+    def __repr__(self) -> str:
+        return f"<Journal {self.path}{'' if self._descriptor >= 0 else ', closed'}>"
+
+    @classmethod
+    def open(cls, staging: Path, listed: Sequence[StoredFile]) -> tuple[Journal, list[_Part]]:
+        """The journal in `staging`, made or continued, and the files as they are there; blocking.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        files = staging / "files"
+        files.mkdir(parents=True, exist_ok=True)
+        journal = cls(staging / "journal")
+        known = journal._read()
+        parts = []
+        for number, file in enumerate(listed):
+            path = files / file.path
+            chunks = known.get((file.path, file.size, file.entry.tag), {})
+            good = {} if file.size is None else _intact(path, chunks, file.size)
+            parts.append(_Part(file, number, path, {start: end for start, (end, _) in good.items()}))
+        wanted = {part.path for part in parts}
+        for folder, _, names in os.walk(files):
+            for name in names:
+                if Path(folder, name) not in wanted:
+                    os.unlink(Path(folder, name))
+        # Written anew, under another name first: a kill leaves the one or the other.
+        new = journal.path.with_suffix(".new")
+        with open(new, "w", encoding="utf-8") as text:
+            text.write(json.dumps([[file.path, file.size, file.entry.tag] for file in listed]) + "\n")
+            for part in parts:
+                old = known.get((part.file.path, part.file.size, part.file.entry.tag), {})
+                text.writelines(
+                    json.dumps([part.number, start, end, old[start][1]]) + "\n"
+                    for start, end in part.done.items()
+                )
+        os.replace(new, journal.path)
+        journal._descriptor = os.open(journal.path, os.O_WRONLY | os.O_APPEND)
+        return journal, parts
+
+    def add(self, part: _Part, start: int, end: int, crc: int) -> None:
+        """Note a chunk that was written; from any thread."""
+        part.done[start] = end
+        line = json.dumps([part.number, start, end, crc]) + "\n"
+        os.write(self._descriptor, line.encode())  # one write, appended: lines stay whole
+
+    def forget(self, part: _Part) -> None:
+        """Take back all of a file; blocking."""
+        part.done.clear()
+        os.write(self._descriptor, (json.dumps([part.number, 0, 0, 0]) + "\n").encode())
+        part.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close it; a second time does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _read(self) -> dict[tuple[str, int | None, str], dict[int, tuple[int, int]]]:
+        """Chunks by file: first byte -> byte after the last, checksum. What cannot be read ends it."""
+        found: dict[tuple[str, int | None, str], dict[int, tuple[int, int]]] = {}
+        try:
+            with open(self.path, encoding="utf-8", errors="replace") as text:
+                files = [(str(path), size, str(tag)) for path, size, tag in json.loads(text.readline())]
+                for line in text:
+                    number, start, end, crc = json.loads(line)
+                    chunks = found.setdefault(files[number], {})
+                    if end > start:
+                        chunks[start] = (end, crc)
+                    else:
+                        chunks.clear()
+        except (OSError, ValueError, TypeError, IndexError):
+            pass
+        return found
+
+
+def _intact(path: Path, chunks: dict[int, tuple[int, int]], size: int) -> dict[int, tuple[int, int]]:
+    """Those chunks that are on disk as they were written."""
+    good: dict[int, tuple[int, int]] = {}
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for start, (end, crc) in chunks.items():
+                if 0 <= start < end <= size:
+                    file.seek(start)
+                    found, left = 0, end - start
+                    while left:
+                        data = file.read(min(left, _PIECE))
+                        if not data:
+                            break
+                        found = zlib.crc32(data, found)
+                        left -= len(data)
+                    if not left and found == crc:
+                        good[start] = (end, crc)
+    except OSError:
+        return {}
+    return good
+
+
+class _ChunkWriter:
+    """Writes what comes of a stretch of a file, and notes its chunks in the journal."""
+
+    def __init__(
+        self, descriptor: int, part: _Part, journal: Journal, start: int, chunk: int, limit: int, disk: Disk
+    ) -> None:
+        self.descriptor = descriptor
+        self.part = part
+        self.journal = journal
+        self.chunk = chunk
+        self.limit = limit
+        self.disk = disk
+        self.begin = start
+        #: How far it is written.
+        self.at = start
+        self._from = start  # where the current chunk begins
+        self._crc = 0
+
+    def write(self, pieces: Sequence[bytes]) -> int:
+        """Write `pieces` after what was written before; in a thread. Gives the number of bytes."""
+        written = 0
+        if self.at + sum(map(len, pieces)) > self.limit:
+            raise RepositoryError(f"{self.part.file.path} has more than {self.limit} bytes")
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    room = self._from + self.chunk - self.at
+                    count = os.pwrite(self.descriptor, view[:room], self.at)
+                    self._crc = zlib.crc32(view[:count], self._crc)
+                    self.at += count
+                    written += count
+                    view = view[count:]
+                    if self.at - self._from == self.chunk:
+                        self._note()
+        except OSError as error:
+            # As what it is here, lest it be taken for a failure of the store.
+            raise _disk_error(error, self.disk) from error
+        return written
+
+    def finish(self) -> None:
+        """Note the last chunk, which may be a short one."""
+        if self.at > self._from:
+            self._note()
+
+    def restart(self) -> None:
+        """Begin anew."""
+        self.at = self._from = self.begin
+        self._crc = 0
+        self.part.done.clear()
+
+    def _note(self) -> None:
+        self.journal.add(self.part, self._from, self.at, self._crc)
+        self._from, self._crc = self.at, 0
+
+
+def _open_part(path: Path, size: int | None) -> int:
+    """The file that a part is written to, open, of its full length; blocking."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.ftruncate(descriptor, size or 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _mismatch(part: _Part) -> str:
+    """Why a file on disk is not what it should be, or an empty text; blocking."""
+    size = part.path.stat().st_size
+    if size != part.file.size:
+        return f"{part.file.path} has {size} bytes instead of {part.file.size}"
+    kind, _, expected = (part.file.checksum or "").partition(":")
+    if kind not in ("md5", "sha256"):
+        return ""
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with open(part.path, "rb", buffering=0) as file:
+        while data := file.read(_PIECE):
+            digest.update(data)
+    if digest.hexdigest() != expected.lower():
+        what = _NOT_MD5 if kind == "md5" else "another SHA-256"
+        return f"{what}: {part.file.path} has {digest.hexdigest()} instead of {expected}"
+    return ""
