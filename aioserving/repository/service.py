@@ -90,8 +90,9 @@ _CODES: Final[tuple[tuple[type[Exception], grpc.StatusCode], ...]] = (
     (errors.RepositoryError, _Code.FAILED_PRECONDITION),
 )
 
-#: Bytes of a status message: gRPC refuses headers beyond some 8 KiB, and the code would be lost with them.
-_LONGEST_DETAILS: Final = 4000
+#: Bytes of a status message: gRPC writes some of them as three, and refuses headers beyond 8 KiB, with which
+#: the code would be lost.
+_LONGEST_DETAILS: Final = 2500
 
 
 def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -350,7 +351,7 @@ class RepositoryService:
                 code, details = _status(error)
                 if code is _Code.INTERNAL:
                     logger.exception("%s failed", name)
-                response = await context.abort(code, _details(details))
+                response = await _end(context, code, details)
             return response
 
         return call
@@ -472,7 +473,7 @@ class RepositoryService:
         finally:
             watch.close()
             self._watchers -= 1
-        await context.abort(_Code.UNAVAILABLE, "the service is ending")
+        await _end(context, _Code.UNAVAILABLE, "the service is ending")
 
     def _missed(self, count: int | None, reason: str) -> pb.WatchResponse:
         return pb.WatchResponse(epoch=self.epoch, missed=pb.Missed(count=count, reason=reason))
@@ -480,6 +481,18 @@ class RepositoryService:
     async def _count_events(self, watch: Watch) -> None:
         async for event in watch:
             self._latest = max(self._latest, event.number)
+
+
+async def _end(context: Any, code: grpc.StatusCode, details: str) -> None:
+    """End a call with an error, by raising what grpc takes for that."""
+    try:
+        await context.abort(code, _details(details))
+    except grpc.aio.AbortError:
+        raise
+    except Exception:
+        # The connection is gone, and grpc's core says so in a way of its own; this is what it takes for that.
+        logger.debug("a caller has gone", exc_info=True)
+        raise asyncio.CancelledError from None
 
 
 def _optional(request: Any, field: str) -> Any:

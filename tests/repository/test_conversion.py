@@ -136,9 +136,8 @@ def test_progress(state: str, total: int | None) -> None:
 def test_every_state_of_a_server() -> None:
     """All states of a version on a server come across, with the reason of a failure."""
     for state in State:
-        report = ModelReport(
-            "m", None, (VersionReport(1, None, None, {"a": VersionStatus(1, state, "X: y")}),)
-        )
+        servers = {"a": VersionStatus(1, state, "X: y")}
+        report = ModelReport("m", None, (VersionReport(1, None, None, servers),))
         [version] = conversion.report_from_proto(conversion.report_to_proto(report)).versions
         assert version.servers == servers
 
