@@ -208,10 +208,10 @@ class Settings:
 
     def origin(self, name: str) -> str:
         """Where the value of a setting comes from, in words."""
-        source, _ = self._find(name)
+        source, value = self._find(name)
         setting = SETTINGS[name]
         if source == _OPTION:
-            return f"option {setting.option}"
+            return f"option --no{setting.option[1:]}" if value is False else f"option {setting.option}"
         if source == _VARIABLE:
             variable = "NO_COLOR" if name == "color" and setting.variable not in self._environment else ""
             return f"environment variable {variable or setting.variable}"
