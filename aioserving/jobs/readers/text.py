@@ -315,7 +315,7 @@ class _CsvReader(_TextReader):
         """Names of the columns, and the byte at which the first row begins."""
         stream = ByteStream(self.source)
         try:
-            data = stream.read(_BLOCK)
+            data = stream.read(max(_BLOCK, len(_BOM)))
             begin = len(_BOM) if data.startswith(_BOM) else 0
             if self._options.column_names is not None:
                 return list(self._options.column_names), begin

@@ -108,8 +108,11 @@ class _TFRecordReader(Reader):
                         raise self._bad(row, at, f"it is cut off: {len(rest)} bytes of it are there")
                     return
                 data = rest + data
-                starts, lengths, missing = self._frames(data, row, at)
+                starts, lengths, missing, wrong = self._frames(data)
                 self._check(data, starts, lengths, row, at)
+                if wrong:  # which it may be only because a length before it was
+                    behind = int(starts[-1] + lengths[-1]) + _TAIL if len(starts) else 0
+                    raise self._bad(row + len(starts), at + behind, wrong)
                 for begin in range(0, len(starts), piece_rows):
                     first, count = starts[begin : begin + piece_rows], lengths[begin : begin + piece_rows]
                     ends = (first + count + (at + _TAIL)).tolist()
@@ -125,30 +128,31 @@ class _TFRecordReader(Reader):
         finally:
             stream.close()
 
-    def _frames(self, data: bytes, row: int, at: int) -> tuple[Any, Any, int]:
-        """Where the bytes of whole records begin, how long they are, and how much the next one lacks."""
+    def _frames(self, data: bytes) -> tuple[Any, Any, int, str]:
+        """Where the bytes of whole records begin, how long they are, and of the next one what it lacks.
+
+        That is the number of bytes that are still to be read, or what is wrong with its length.
+        """
         starts: list[int] = []
         lengths: list[int] = []
         position, size = 0, len(data)
         unpack = _HEAD.unpack_from
-        missing = 0
+        missing, wrong = 0, ""
         while position + _HEAD.size <= size:
             length, _ = unpack(data, position)
             begin = position + _HEAD.size
             if begin + length + _TAIL > size:
                 # Before so much is read, it is made sure that it is a length.
                 if not self._head_fits(data[position:begin]):
-                    raise self._bad(
-                        row + len(starts), at + position, "the checksum of its length does not fit"
-                    )
-                if length > _LONGEST:
-                    raise self._bad(row + len(starts), at + position, f"it is {length} bytes long")
+                    wrong = "the checksum of its length does not fit: it is damaged"
+                elif length > _LONGEST:
+                    wrong = f"it is {length} bytes long"
                 missing = begin + length + _TAIL - size
                 break
             starts.append(begin)
             lengths.append(length)
             position = begin + length + _TAIL
-        return np.array(starts, np.int64), np.array(lengths, np.int64), missing
+        return np.array(starts, np.int64), np.array(lengths, np.int64), missing, wrong
 
     def _check(self, data: bytes, starts: Any, lengths: Any, row: int, at: int) -> None:
         if not len(starts):
