@@ -37,6 +37,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "bench": "Load a server and measure it.",
     "doctor": "Find out where the way to a server ends, and what to do about it.",
     "stubs": "Write a typed Python module for served models.",
+    "repository": "Fetch versions from a blob store, and roll them out to servers by policy.",
     "serve": "Run the testing server.",
     "completion": "Print a script that makes a shell complete commands.",
 }

@@ -54,6 +54,7 @@ __all__ = [
     "StoreSetup",
     "TLSSetup",
     "load_setup",
+    "read_policy",
     "read_setup",
 ]
 
@@ -280,6 +281,28 @@ def read_setup(
             return setup
     problems = sorted(root.problems, key=lambda problem: (problem.line or 0, problem.column or 0))
     raise SetupError(problems, None if source is None else str(source))
+
+
+def read_policy(content: str, source: Path | None = None) -> Policy:
+    """Read one policy that is there as text: what stands below a model's name in a set-up file.
+
+    Args:
+        content: the text; YAML (and so JSON), or TOML if `source` is named ``.toml``.
+        source: the file it came from, whose folder relative paths start at; None: the current folder's.
+
+    Raises:
+        SetupError: it is not what it should be; lists everything that is wrong.
+        ImportError: PyYAML, or tomli on Python 3.10, is not installed.
+    """
+    syntax: Literal["toml", "yaml"] = "yaml"
+    if source is not None and source.suffix.lower() == ".toml":
+        syntax = "toml"
+    folder = Path.cwd() if source is None else source.absolute().parent
+    root = _checked.read(content, syntax, folder=folder, environment=os.environ)
+    policy = None if root.problems else _policy(root)
+    if policy is None:
+        raise SetupError(root.problems, None if source is None else str(source))
+    return policy
 
 
 # ----------------------------------------------------------------------------------------------- the sections
