@@ -44,6 +44,8 @@ Sink: TypeAlias = Callable[[Sequence[bytes]], None]
 #: Bytes handed on at a time, and of one request where a store cannot stream.
 _PIECE: Final = 1 << 20
 _REQUEST: Final = 4 << 20
+#: Seconds for which what was read may wait to be handed on.
+_MOMENT: Final = 0.1
 #: Listings and heads under way at a time.
 _AT_A_TIME: Final = 16
 
@@ -324,31 +326,55 @@ class _Async(Backend):
         await _through(asyncio.get_running_loop().run_in_executor(self._pool, sink, pieces))
 
     async def _pump(self, read: Callable[[int], Awaitable[bytes]], length: int | None, sink: Sink) -> None:
-        """Hand on what `read` gives, writing one piece while the next one comes."""
+        """Hand on what `read` gives, writing one piece while the next one comes.
+
+        What little there is goes on after a moment too, and when reading fails: slowness is not mistaken
+        for a standstill, and nothing that came has to come again.
+        """
         loop = asyncio.get_running_loop()
+        pieces: list[bytes] = []
+        got = 0
         writing: asyncio.Future[None] | None = None
+
+        def flush() -> None:
+            nonlocal pieces, got, writing
+            if pieces and writing is None:
+                writing = loop.run_in_executor(self._pool, sink, pieces)
+                pieces, got = [], 0
+
+        def tick() -> None:
+            nonlocal timer
+            flush()
+            timer = loop.call_later(_MOMENT, tick)
+
+        async def written() -> None:
+            nonlocal writing
+            if writing is not None:
+                try:
+                    await _through(writing)
+                finally:
+                    writing = None
+
+        timer = loop.call_later(_MOMENT, tick)
         try:
             while length is None or length > 0:
-                pieces: list[bytes] = []
-                got = 0
-                while got < _PIECE and (length is None or got < length):
-                    most = _PIECE - got if length is None else min(_PIECE, length) - got
-                    data = await read(min(most, 1 << 18))
-                    if not data:
-                        break
-                    pieces.append(data)
-                    got += len(data)
-                if writing is not None:
-                    await _through(writing)
-                    writing = None
-                if not pieces:
-                    return
-                writing = loop.run_in_executor(self._pool, sink, pieces)
+                data = await read(1 << 18 if length is None else min(1 << 18, length))
+                if not data:
+                    break
+                pieces.append(data)
+                got += len(data)
                 if length is not None:
-                    length -= got
+                    length -= len(data)
+                if writing is not None and writing.done():
+                    await written()
+                if got >= _PIECE:
+                    await written()
+                    flush()
         finally:
-            if writing is not None:
-                await _through(writing)
+            timer.cancel()
+            await written()
+            flush()
+            await written()
 
 
 async def _through(future: asyncio.Future[None]) -> None:
