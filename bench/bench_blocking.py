@@ -32,7 +32,7 @@ def run(options: Options) -> Report:
     rows = []
     clients = CLIENTS | options.others("`Client.predict`", "predict, blocking")
     with Server(SHAPES["3 KB"]) as server:
-        for concurrency, calls, rounds in ((1, 300, 45), (8, 800, 24)):
+        for concurrency, calls, rounds in ((1, 1500, 15), (8, 2400, 12)):
             found = interleave(
                 server,
                 clients,

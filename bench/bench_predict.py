@@ -45,8 +45,8 @@ def run(options: Options) -> Report:
         "Ratios are medians of those of single rounds to the bare call; the range holds the middle half."
     )
     cases = (
-        ("3 KB", SMALL, 1, 300, 45, SMALL_GOAL),
-        ("3 KB", SMALL, 32, 1280, 45, SMALL_GOAL),
+        ("3 KB", SMALL, 1, 1000, 15, SMALL_GOAL),
+        ("3 KB", SMALL, 32, 6400, 15, SMALL_GOAL),
         ("19 MB", LARGE, 1, 6, 24, LARGE_GOAL),
         ("19 MB", LARGE, 8, 8, 12, None),
     )
