@@ -14,7 +14,9 @@
         │   ├── UnsafeArchiveError            an archive with members that are not taken
         │   └── LimitExceededError            more files or bytes than the limits allow
         ├── NoRoomError                       the disk, or its quota, is full
-        └── AlreadyRunningError               another process works on the directory; names it
+        ├── AlreadyRunningError               another process works on the directory; names it
+        ├── PolicyMissingError (LookupError)  the model has no policy, and needs one for this
+        └── VersionInUseError                 a version that is served, or may be, cannot be deleted
 
 Which of them may go away by themselves, so that the same can be tried again later, says
 `RepositoryError.transient`.
@@ -34,6 +36,7 @@ __all__ = [
     "LimitExceededError",
     "NoRoomError",
     "NotInStoreError",
+    "PolicyMissingError",
     "RepositoryError",
     "StoreAccessError",
     "StoreError",
@@ -41,6 +44,7 @@ __all__ = [
     "UnsafeArchiveError",
     "VersionChangedError",
     "VersionError",
+    "VersionInUseError",
 ]
 
 
@@ -147,3 +151,11 @@ class AlreadyRunningError(RepositoryError):
 
 def _rebuild_running(text: str, pid: int | None, host: str) -> AlreadyRunningError:
     return AlreadyRunningError(text, pid=pid, host=host)
+
+
+class PolicyMissingError(RepositoryError, LookupError):
+    """The model has no policy, and needs one for what was asked."""
+
+
+class VersionInUseError(RepositoryError):
+    """The version is wanted by a policy, or a server has it, or may have it: it cannot be deleted."""
