@@ -152,7 +152,9 @@ class Measurement:
             "calls": self.calls,
             "calls_per_second": self.calls_per_second,
             "rows_per_second": self.rows_per_second,
-            "latency": {"mean": self.latency.mean, "min": self.latency.minimum, **self.percentiles()},
+            "latency": {"mean": self.latency.mean, "min": self.latency.minimum, **self.percentiles()}
+            if self.latency
+            else None,
             "lag": {"p50": self.lag.percentile(0.5), "p99": self.lag.percentile(0.99)} if self.lag else None,
             "errors": dict(sorted(self.errors.items())),
             "error_examples": dict(sorted(self.examples.items())),
@@ -338,7 +340,8 @@ async def measure(
         work = {asyncio.ensure_future(run.caller()) for _ in range(int(load.value))}
     else:
         work = {asyncio.ensure_future(run.arrive())}
-    beside = {asyncio.ensure_future(run.watch_cpu())}
+    watcher = asyncio.ensure_future(run.watch_cpu())
+    beside = {watcher}
     if tick is not None:
         beside.add(asyncio.ensure_future(_ticking(run, tick, interval)))
     try:
@@ -346,6 +349,7 @@ async def measure(
         for task in work:
             if task.done():
                 task.result()  # an error of our own
+        await watcher  # the last call of an open loop may have ended before the time is up
     finally:
         await run.cancel(work | beside)
     return run.found

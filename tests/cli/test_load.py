@@ -126,6 +126,7 @@ def test_open_loop() -> None:
         assert found.latency.percentile(0.99) == pytest.approx(3.0, rel=0.01)
         assert found.lag.maximum < 1e-6
     assert found.lag.count == found.latency.count
+    assert found.cpu_seconds == pytest.approx(6.0)  # of the whole time, though the last call ended before
 
 
 def test_coordinated_omission_is_not_hidden() -> None:
@@ -218,9 +219,7 @@ def test_errors_by_code(load: Load) -> None:
 
     found = measured(make, load, duration=20, warmup=1)
     assert set(found.errors) == {"UNAVAILABLE", "KeyError"}
-    assert found.examples["UNAVAILABLE"] == "UNAVAILABLE: down for a while" or "down for a while" in str(
-        found.examples
-    )
+    assert "down for a while" in found.examples["UNAVAILABLE"]
     assert found.error_share == pytest.approx(0.2, rel=0.15)
     assert found.latency.maximum < 0.011
 
@@ -251,7 +250,7 @@ def test_ticks() -> None:
     run(story())
     assert len(seen) >= 9
     assert [share for _, share in seen] == sorted(share for _, share in seen)
-    assert seen[4] == (400, pytest.approx(0.5))
+    assert seen[4] == (pytest.approx(400, abs=8), pytest.approx(0.5))
 
 
 def test_cancelled() -> None:
@@ -335,7 +334,7 @@ def test_plans_that_make_no_sense(wrong: dict[str, Any]) -> None:
 
 @given(st.integers(1, 500), st.integers(0, 500), st.integers(0, 600))
 def test_bisection_of_whole_numbers(low: int, more: int, limit: int) -> None:
-    """The highest good number is found, in about as many steps as it has bits, and no value is tried twice."""
+    """The highest good number is found, in as many steps as it has bits, and no value is tried twice."""
     high = low + more
     search = Bisection(low, high)
     tried = []
