@@ -2,8 +2,9 @@
 
     python bench/bench_jobs.py
 
-One aioserving.testing server in a process of its own, with a callable that gives ten columns back; rows are 64
-float32 and an id, a call has 256 rows, eight are in flight. The ways take turns, each in a process of its own:
+One aioserving.testing server in a process of its own, with a callable that gives ten columns back; rows are
+64 float32 and an id, a call has 256 rows, eight are in flight. The ways take turns, each in a process of its
+own:
 
 * a job: `aioserving.jobs.Job`, as it comes, from the files to the finished output;
 * bare grpc.aio: the same number of calls of prepared bytes, eight at a time; it reads no file, decodes no

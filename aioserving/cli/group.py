@@ -30,6 +30,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "predict": "Run a model.",
     "classify": "Classify examples.",
     "regress": "Find a number for each example.",
+    "score": "Score files, each row once: Parquet, CSV, JSON lines, arrays, TFRecords.",
     "wait": "Wait until models are available.",
     "reload": "Replace the models that servers serve.",
     "labels": "Show and move version labels.",

@@ -77,10 +77,12 @@ class LiveProgress:
     Args:
         console: the `rich.console.Console` to write to; standard error if None.
         interval: seconds between updates.
+        summarize: whether to print the summary at the end.
     """
 
-    def __init__(self, console: Any = None, *, interval: float = 0.25) -> None:
+    def __init__(self, console: Any = None, *, interval: float = 0.25, summarize: bool = True) -> None:
         self.interval = interval
+        self._summarize = summarize
         self._console = console if console is not None else _rich("console").Console(stderr=True)
         self._bars: Any = None
         self._task: Any = None
@@ -140,6 +142,8 @@ class LiveProgress:
         if bars is None:
             return
         bars.stop()
+        if summary is not None and not self._summarize:
+            return
         text = str(summary) if summary is not None else f"stopped: {_stopped(progress)}"
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -151,6 +155,7 @@ class LogProgress:
         write: takes a line; if None, the logger ``aioserving`` at level INFO, or standard error where that is
             not listened to.
         interval: seconds between lines.
+        summarize: whether to say the summary at the end.
         clock: seconds, monotonic.
     """
 
@@ -159,10 +164,12 @@ class LogProgress:
         write: Callable[[str], None] | None = None,
         *,
         interval: float = 30.0,
+        summarize: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.interval = min(5.0, interval)
         self._between = interval
+        self._summarize = summarize
         self._write = write or _say
         self._clock = clock
         self._began = self._next = 0.0
@@ -191,7 +198,7 @@ class LogProgress:
         if summary is None:
             self._write(f"{self._title}: stopped: {_stopped(progress)}")
             return
-        for line in str(summary).splitlines():
+        for line in str(summary).splitlines() if self._summarize else ():
             self._write(line)
 
 
