@@ -107,11 +107,13 @@ async def observe(
 
 def _versions(model: Any, status: ModelStatus, target: str) -> list[Change]:
     """What comes and goes where the configuration names the versions one by one."""
+    from aioserving import State
+
     policy = model.model_version_policy
     if not policy.HasField("specific"):
         return []
     wanted = set(policy.specific.versions)
-    there = {item.version for item in status if not item.ended}
+    there = {item.version for item in status if item.state in (State.START, State.LOADING, State.AVAILABLE)}
     return [
         *(Change("+", target, model.name, f"loads version {version}") for version in sorted(wanted - there)),
         *(

@@ -532,6 +532,16 @@ def _kept(*names: str, section: str, **extra: Any) -> Callable[[_F], _F]:
     )
 
 
+def _profiles(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of profiles, for a shell."""
+    settings = Settings()
+    settings.give("config", ctx.params.get("config"))
+    try:
+        return [name for name in settings.file.profiles if name.startswith(incomplete)]
+    except CommandError:
+        return []
+
+
 def _all(*options: Callable[[Any], Any]) -> Callable[[_F], _F]:
     def decorate(function: _F) -> _F:
         for option in reversed(options):
@@ -545,7 +555,13 @@ def _all(*options: Callable[[Any], Any]) -> Callable[[_F], _F]:
 connection_options = _all(
     *(_option(name) for name, setting in SETTINGS.items() if setting.section == "Connection"),
     _kept("--config", section="Connection", metavar="FILE", help="Config file to read."),
-    _kept("--profile", section="Connection", metavar="NAME", help="Profile of the config file."),
+    _kept(
+        "--profile",
+        section="Connection",
+        metavar="NAME",
+        help="Profile of the config file.",
+        shell_complete=_profiles,
+    ),
 )
 
 #: Options for a command about one model.

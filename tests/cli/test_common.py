@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aioserving.cli.failures import CommandError, ExitCode
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def settings(given: dict[str, Any] | None = None, **environment: str) -> Settings:
+def settings(given: Mapping[str, Any] | None = None, /, **environment: str) -> Settings:
     found = Settings(environment)
     for name, value in (given or {}).items():
         found.give(name, value)

@@ -153,7 +153,7 @@ def parse(line: list[str]) -> None:
     while isinstance(command, click.Group):
         name, found, arguments = command.resolve_command(context, list(arguments))
         assert found is not None
-        if {"--help", "-h"} & set(arguments) and not isinstance(found, click.Group):
+        if {"--help", "-h"} & set(arguments):
             return
         context = found.make_context(str(name), list(arguments), parent=context)
         command = found

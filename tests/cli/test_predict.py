@@ -17,7 +17,7 @@ def test_inputs_from_everywhere_give_the_same(on: Run) -> None:
     """Typed, as JSON, from files and from standard input: one answer."""
     inputs = {"a": [1.0, 2.0], "b": [3.0, 5.0]}
     Path("in.json").write_text(json.dumps(inputs))
-    np.savez("in.npz", **{name: np.array(value, np.float32) for name, value in inputs.items()})
+    np.savez("in.npz", a=np.array(inputs["a"], np.float32), b=np.array(inputs["b"], np.float32))
     np.save("b.npy", np.array(inputs["b"]))
     rows = json.dumps({"instances": [{"a": 1, "b": 3}, {"a": 2, "b": 5}]})
     ways: list[tuple[tuple[str, ...], str | None]] = [
