@@ -91,7 +91,7 @@ _RESOLUTION = 0.02
 @connection_options
 @output_options
 @pass_settings
-def command(settings: Settings, **options: Any) -> None:
+def command(settings: Settings, /, **options: Any) -> None:
     """Load a server and measure it.
 
     --concurrency is a closed loop: so many callers, each of which waits for its answer and calls again. It
