@@ -369,6 +369,11 @@ class Controller:
             await self._load()
         await self._look(store=True, all_models=True)
         found = self._found()
+        unseen = (policies or {}).keys() - found.store.keys()  # the store was not asked for those
+        if unseen:
+            listed = await self.store.listings(sorted(unseen))
+            versions = {model: {item.version for item in items} for model, items in listed.items()}
+            found = replace(found, store={**found.store, **versions})
         for model, policy in (policies or {}).items():
             remembered = replace(found.state.model(model), policy=policy)
             found = replace(found, state=found.state.with_model(model, remembered))
