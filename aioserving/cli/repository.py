@@ -678,10 +678,11 @@ def plan(settings: Settings, model: str | None, setup: str | None) -> None:
 
 async def _plan(setup: Setup) -> list[Any]:
     from aioserving.repository import conversion
-    from aioserving.repository.service import open_controller
+    from aioserving.repository.service import open_controller, policies_to_set
 
     async with open_controller(setup, start=False) as controller:
-        found = await controller.plan()
+        await controller.plan()  # which reads what it remembers
+        found = await controller.plan(await policies_to_set(controller, setup))
     return [conversion.step_from_proto(conversion.step_to_proto(step)) for step in found.steps]
 
 

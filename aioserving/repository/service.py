@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from aioserving.pem import PEM
     from aioserving.repository.controller import Controller
     from aioserving.repository.events import Event, Watch
+    from aioserving.repository.policy import Policy
     from aioserving.repository.setup_file import CallerSetup, Role, Setup
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "RepositoryService",
     "authentication",
     "open_controller",
+    "policies_to_set",
     "serve",
     "server_credentials",
 ]
@@ -619,18 +621,34 @@ async def open_controller(setup: Setup, *, start: bool = True) -> AsyncIterator[
         used.append(controller)
         if start:
             await stack.enter_async_context(controller)
-            await _apply_policies(controller, setup, disk.private / "set_up.json")
+            await _apply_policies(controller, setup)
         yield controller
 
 
-async def _apply_policies(controller: Controller, setup: Setup, record: Path) -> None:
-    """Set the policies of the file that have changed since `record` was written."""
-    before = await asyncio.to_thread(_recorded, record)
-    now = {model: policy.to_dict() for model, policy in setup.models.items()}
-    for model, policy in setup.models.items():
-        if controller.get_policy(model) is None or before.get(model) != json.loads(json.dumps(now[model])):
-            await controller.set_policy(model, policy)
-    await asyncio.to_thread(_write, record, json.dumps({"models": now}, indent=1))
+async def policies_to_set(controller: Controller, setup: Setup) -> dict[str, Policy]:
+    """The policies of the file that a start sets: new ones, and those that have changed in the file."""
+    before = await asyncio.to_thread(_recorded, _record(controller))
+    return {
+        model: policy
+        for model, policy in setup.models.items()
+        if controller.get_policy(model) is None or before.get(model) != _plain(policy)
+    }
+
+
+async def _apply_policies(controller: Controller, setup: Setup) -> None:
+    for model, policy in (await policies_to_set(controller, setup)).items():
+        await controller.set_policy(model, policy)
+    now = {model: _plain(policy) for model, policy in setup.models.items()}
+    await asyncio.to_thread(_write, _record(controller), json.dumps({"models": now}, indent=1))
+
+
+def _record(controller: Controller) -> Path:
+    """The file that tells which policies a set-up file had when it was used last."""
+    return controller.disk.private / "set_up.json"
+
+
+def _plain(policy: Policy) -> Any:
+    return json.loads(json.dumps(policy.to_dict()))
 
 
 def _recorded(path: Path) -> dict[str, Any]:
