@@ -268,6 +268,20 @@ def test_two_processes_on_one_output(
     assert output(out) == expected(rows(ROWS))
 
 
+def test_the_example_is_killed_and_goes_on() -> None:
+    """`examples/score_parquet.py` kills its job, and has every row once in the end."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "score_parquet.py")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rows were done before" in done.stdout
+    assert done.stdout.endswith("60,000 rows, each once\n")
+
+
 # -- servers ------------------------------------------------------------------------------------------
 
 
