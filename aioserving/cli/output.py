@@ -169,8 +169,10 @@ class Output:
     def progress(self, text: str) -> Iterator[Progress]:
         """A line on standard error that tells what is being waited for."""
         if self.progress_on_terminal:
-            with self.console(stderr=True).status(text) as status:
-                yield Progress(status.update)
+            from rich.text import Text
+
+            with self.console(stderr=True).status(Text(text)) as status:
+                yield Progress(lambda line: status.update(Text(line)))
         else:
             progress = Progress(self.note)
             progress.update(text)

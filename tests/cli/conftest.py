@@ -101,6 +101,8 @@ def on(run: Run, server: ServerProcess) -> Run:
 @pytest.fixture
 def environment(home: Path) -> dict[str, str]:
     """What a process of the command line finds in its environment."""
+    pytest.importorskip("click", reason="needs the extra `cli`")
+    pytest.importorskip("rich", reason="needs the extra `cli`")
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
 
 

@@ -32,6 +32,7 @@ from aioserving.cli.group import COMMANDS, Root, root
 from aioserving.testing import ServerProcess
 
 from .conftest import Ran, Run
+from .models_config import model, write
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "command-line.md"
 MODULES = "import sys; print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
@@ -280,8 +281,10 @@ def test_a_pipe_that_is_closed_early(environment: dict[str, str], server: Server
     assert done.stderr == ""
 
 
-def on_terminal(environment: dict[str, str], *arguments: str) -> str:
-    """What a command writes to a terminal of 100 columns."""
+def on_terminal(
+    environment: dict[str, str], *arguments: str, question: str = "", answer: str = "", code: int = 0
+) -> str:
+    """What a command writes to a terminal of 100 columns, where somebody answers its question."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     process = subprocess.Popen(
@@ -303,7 +306,10 @@ def on_terminal(environment: dict[str, str], *arguments: str) -> str:
             if not data:
                 break
             written += data
-        assert process.wait(30) == 0, written
+            if question and question in written.decode(errors="replace"):
+                os.write(main, answer.encode())
+                question = ""
+        assert process.wait(30) == code, written
     finally:
         process.kill()
         process.wait()
@@ -336,6 +342,19 @@ def test_on_a_terminal_there_are_colours_and_lines(
         ["digits", "2", "AVAILABLE"],
         ["digits", "1", "AVAILABLE"],
     ]
+
+
+def test_at_a_terminal_there_is_somebody_to_ask(
+    environment: dict[str, str], server: ServerProcess, home: Path
+) -> None:
+    """A reload that is not wanted after all changes nothing; waiting is a line that changes."""
+    file = write("models.config", model("digits", 1))
+    arguments = ("reload", file, "-t", server.target)
+    written = on_terminal(environment, *arguments, question="Reload? [y/N]", answer="n\n", code=1)
+    assert "nothing was changed" in written
+    assert "\x1b[31m- digits: unloads version 2" in written
+    waited = on_terminal(environment, "wait", "digits", "many", "-t", server.target)
+    assert "\x1b[32mdigits: version 2 is available" in waited
 
 
 # -- documentation ------------------------------------------------------------------------------------------
