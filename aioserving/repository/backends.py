@@ -679,6 +679,8 @@ async def _all(made: Iterable[Awaitable[_T]]) -> list[_T]:
 _CLIENTS: Final = re.compile(
     r"(adlfs|aiobotocore|aiohttp|azure|botocore|fsspec|gcsfs|google|requests|s3fs|ssl|urllib3)\b"
 )
+#: Where errors have the status of an answer.
+_CODES: Final = ("status", "status_code", "code")
 #: What errors are called that say that there are no credentials, or none that hold.
 _NO_ACCESS: Final = re.compile(
     r"NoCredentials|PartialCredentials|CredentialRetrieval|TokenRetrieval|UnauthorizedSSO|SSOTokenLoad"
@@ -707,9 +709,9 @@ def _translated(what: str) -> Iterator[None]:
 def _translate(error: Exception, what: str) -> StoreError | None:
     words = str(error) or type(error).__name__
     codes = {
-        str(getattr(source, name, ""))
+        # One of them only: aiohttp warns of another than the first.
+        str(next((found for name in _CODES if (found := getattr(source, name, None)) is not None), ""))
         for source in (error, error.__cause__)
-        for name in ("status", "code", "status_code")
     }
     response = getattr(error.__cause__ or error, "response", None)
     if isinstance(response, Mapping):
