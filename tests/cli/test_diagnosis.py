@@ -26,6 +26,7 @@ from aioserving.dtypes import DataType
 from aioserving.security import TLS, StaticToken
 from aioserving.server_security import Authentication, Grant, Tokens
 from aioserving.status import ModelStatus, State, VersionStatus
+from aioserving.targets import Target
 from aioserving.testing import FaultProxy, ModelServer, StatusCode, StatusError
 from aioserving.testing.faults import BlackHole, HalfOpen, Reset
 from tests.models import digits, many_signatures, versions
@@ -49,7 +50,8 @@ async def examined(target: str, told: list[Check] | None = None, **options: Any)
 
     options.setdefault("environ", NO_PROXIES)
     patient = Patient([target], client, credentials=token is not None, **options)
-    checks = await examine(patient, target, [].append if told is None else told.append)
+    tell: list[Check] = [] if told is None else told
+    checks = await examine(patient, target, tell.append)
     assert len({check.name for check in checks}) == len(checks)
     for check in checks:
         for finding in check.findings:
@@ -119,7 +121,8 @@ async def test_fleet() -> None:
         patient = Patient(
             [], lambda address, timeout: AsyncClient(address, timeout=timeout, retry=None), environ=NO_PROXIES
         )
-        checks = await examine(patient, f"{server.target},127.0.0.1:{free_port()}", [].append)
+        told: list[Check] = []
+        checks = await examine(patient, f"{server.target},127.0.0.1:{free_port()}", told.append)
     assert [check.level for check in checks if check.name == "connect"] == [Level.OK, Level.ERROR]
     assert [check.level for check in checks if check.name == "call"] == [Level.SKIPPED]
 
@@ -141,7 +144,7 @@ async def test_name_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None
     def unknown(*args: Any, **options: Any) -> Any:
         raise socket.gaierror(code, "told")
 
-    monkeypatch.setattr(probing.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     code = socket.EAI_NONAME
     assert first_error(await examined("host:8500"))[0] == "resolve"
     assert "NAMESPACE" in first_error(await examined("host:8500"))[2]
@@ -157,7 +160,7 @@ async def test_name_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     release = threading.Event()
-    monkeypatch.setattr(probing.socket, "getaddrinfo", lambda *args, **options: release.wait(30))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: release.wait(30))
     began = time.monotonic()
     name, text, fix = first_error(await examined("host:8500", timeout=0.1))
     release.set()
@@ -176,15 +179,15 @@ async def test_several_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
                 (socket.AF_INET, *stream, ("127.0.0.2", port)), (socket.AF_INET, *stream, ("127.0.0.1", port))
             ]  # fmt: skip
 
-        monkeypatch.setattr(probing.socket, "getaddrinfo", both)
-        findings, places = await probing.resolve(probing.Target(f"somewhere:{server.port}"), NO_PROXIES)
+        monkeypatch.setattr(socket, "getaddrinfo", both)
+        findings, places = await probing.resolve(Target(f"somewhere:{server.port}"), NO_PROXIES)
         assert "127.0.0.2 (IPv4), 127.0.0.1 (IPv4)" in findings[0].text
         assert "use dns:///somewhere:" in findings[1].fix
         for target, level in (
             (f"somewhere:{server.port}", Level.NOTE),
             (f"dns:///somewhere:{server.port}", Level.WARNING),
         ):
-            findings, good = await probing.connect(places, 5.0, probing.Target(target))
+            findings, good = await probing.connect(places, 5.0, Target(target))
             assert [finding.level for finding in findings] == [level, Level.OK]
             assert [place.address for place in good] == ["127.0.0.1"]
 
@@ -391,10 +394,10 @@ class Authority:
         made = self._ca.issue_cert(*names, **options)
         return made.private_key_pem.bytes(), b"".join(item.bytes() for item in made.cert_chain_pems)
 
-    def files(self, name: str) -> dict[str, Path]:
-        """A client's certificate and key."""
+    def files(self, name: str) -> TLSFiles:
+        """What a client trusts, and who it says it is."""
         key, certificate = self.issue(f"{name}@example.org")
-        return {"key": self._put(f"{name}.key", key), "certificate": self._put(f"{name}.pem", certificate)}
+        return TLSFiles(self.ca, self._put(f"{name}.pem", certificate), self._put(f"{name}.key", key))
 
     @contextlib.asynccontextmanager
     async def serving(
@@ -473,7 +476,7 @@ async def test_tls_client_certificate(authority: Authority) -> None:
             True,
             True,
         )
-        files = TLSFiles(authority.ca, **authority.files("joe"))
+        files = authority.files("joe")
         assert not any(check.failed for check in (await examined(target, tls=files, model="digits")).values())
 
 
@@ -524,7 +527,7 @@ async def test_certificate_files_that_are_none(authority: Authority) -> None:
 
 async def test_credentials() -> None:
     """Missing, wrong and insufficient credentials are told apart; good ones are said to be taken."""
-    grants = {"good": Grant("joe"), "idle": Grant("ann", methods=())}
+    grants = {"good": Grant("joe"), "idle": Grant("ann", methods=frozenset())}
     guard = Authentication(Tokens(grants))
     async with ModelServer({"digits": digits()}, interceptors=[guard]) as server:
         name, text, fix = first_error(await examined(server.target))
@@ -632,7 +635,7 @@ def test_message_sizes() -> None:
 async def test_this_machine() -> None:
     """This machine has its own checks, which say what is installed and that importing is light."""
     told: list[Check] = []
-    patient = Patient([], lambda *_: None, environ={"GRPC_TRACE": "all"})  # type: ignore[arg-type,return-value]
+    patient = Patient([], lambda *_: None, environ={"GRPC_TRACE": "all"})  # type: ignore[arg-type]
     found = await examine_here(patient, told.append)
     assert [check.name for check in found] == ["versions", "import", "variables", "clock"]
     assert found == told
