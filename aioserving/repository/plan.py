@@ -526,7 +526,8 @@ class _Model:
             told = (one.config or {}).get(self.name)
             if told is not None and version in told.versions:
                 continue
-            if found is not None and found.state != ServerState.END:
+            # A version that was withdrawn before it began to load says START for ever.
+            if found is not None and found.state not in (ServerState.START, ServerState.END):
                 return f"still being unloaded on {server}"
         return ""
 
@@ -747,7 +748,7 @@ def _done_with(server: ServerFound, model: str, version: int) -> bool:
     if served is not None and version in served.versions:
         return False
     found = server.versions.get(model, {}).get(version)
-    return found is None or found.state == ServerState.END
+    return found is None or found.state in (ServerState.START, ServerState.END)
 
 
 # -- reloads ------------------------------------------------------------------------------------------------
@@ -805,7 +806,7 @@ def _loading(server: ServerFound) -> set[tuple[str, int]]:
         (model, version)
         for model, versions in server.versions.items()
         for version, item in versions.items()
-        if item.state in (ServerState.START, ServerState.LOADING)
+        if item.state == ServerState.LOADING
     }
     for config in (server.config, server.sending):
         for model, served in (config or {}).items():
@@ -954,5 +955,11 @@ def plan(settings: Settings, found: Found) -> Plan:
         steps += model.probes(remembered)
         steps += model.deletions(remembered)
         steps += model.waits(remembered)
+    if models:
+        steps += [
+            Wait("does not answer", server=name)
+            for name, server in sorted(found.servers.items())
+            if not server.reachable
+        ]
     steps += _reloads(models, state, settings, up)
     return Plan(tuple(steps), state)
