@@ -1,0 +1,303 @@
+"""aioserving.repository.setup_file: what a set-up file may hold, and how what is wrong with it is told."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("yaml", reason="needs the extra `repository`")
+
+from aioserving.repository.policy import All, Label, Latest, Policy, Probe
+from aioserving.repository.setup_file import (
+    CallerSetup,
+    Secret,
+    ServerSetup,
+    SetupError,
+    load_setup,
+    read_policy,
+    read_setup,
+)
+
+MINIMAL = """\
+store: s3://models/production
+disk: disk
+servers:
+  a: 127.0.0.1:8500
+"""
+
+ENVIRONMENT = {"CI": "t0p-s3cret", "KEY": "blob-k3y"}
+
+
+def problems(content: str, syntax: Any = "yaml", **options: Any) -> list[str]:
+    """What is wrong with a file, as it is told."""
+    with pytest.raises(SetupError) as caught:
+        read_setup(content, syntax, environment=ENVIRONMENT, **options)
+    for secret in ENVIRONMENT.values():
+        assert secret not in str(caught.value)
+    return list(map(str, caught.value.problems))
+
+
+def test_the_least(tmp_path: Path) -> None:
+    """Three things have to be said; relative paths start at the file, and the rest is as documented."""
+    file = tmp_path / "set-up.yaml"
+    file.write_text(MINIMAL)
+    setup = load_setup(file)
+    assert setup.store.url == "s3://models/production"
+    assert setup.disk.path == tmp_path / "disk"
+    assert setup.servers == {"a": ServerSetup("a", "127.0.0.1:8500")}
+    assert (setup.poll, setup.models, setup.source) == (10.0, {}, file)
+    assert (setup.service.listen, setup.service.callers) == (("127.0.0.1:8510",), None)
+    assert repr(setup) == f"<Setup {file}: 0 models from s3://models/production in {tmp_path}/disk for a>"
+
+
+FULL_YAML = """\
+store:
+  url: models
+  options:
+    key: {env: KEY}
+    client_kwargs: {endpoint_url: "http://127.0.0.1:9000", retries: 3}
+disk: {path: /var/models, quota: 50GB, seen_as: /models/}
+poll: 1m30s
+servers:
+  a: {target: "unix:/run/a", token: {file: secrets/a}, allow_plaintext: true, timeout: 250ms}
+models:
+  digits: {versions: latest 2, labels: [stable]}
+  faces:
+    versions: all
+    probe: {inputs: {x: [1, 2]}}
+  nothing-special:
+service:
+  listen: [127.0.0.1:0, "unix:socket"]
+  grace: 0
+  callers:
+    ci: {role: operate, token: {env: CI}}
+"""
+
+FULL_TOML = """\
+poll = "1m30s"
+[store]
+url = "models"
+options.key.env = "KEY"
+options.client_kwargs = {endpoint_url = "http://127.0.0.1:9000", retries = 3}
+[disk]
+path = "/var/models"
+quota = 50_000_000_000
+seen_as = "/models/"
+[servers.a]
+target = "unix:/run/a"
+token.file = "secrets/a"
+allow_plaintext = true
+timeout = 0.25
+[models.digits]
+versions = "latest 2"
+labels = ["stable"]
+[models.faces]
+versions = "all"
+probe.inputs.x = [1, 2]
+[models.nothing-special]
+[service]
+listen = ["127.0.0.1:0", "unix:socket"]
+grace = 0
+callers.ci = {role = "operate", token = {env = "CI"}}
+"""
+
+
+@pytest.mark.parametrize(("content", "syntax"), [(FULL_YAML, "yaml"), (FULL_TOML, "toml")])
+def test_everything_in_both_syntaxes(content: str, syntax: str, tmp_path: Path) -> None:
+    """YAML and TOML say the same, secrets come from where they are kept, and show nowhere."""
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "a").write_text("hush\n")
+    file = tmp_path / f"set-up.{syntax}"
+    file.write_text(content)
+    setup = load_setup(file, environment=ENVIRONMENT)
+    assert setup.store.url == str(tmp_path / "models")
+    assert setup.store.storage_options() == {
+        "key": "blob-k3y",
+        "client_kwargs": {"endpoint_url": "http://127.0.0.1:9000", "retries": 3},
+    }
+    assert (setup.disk.path, setup.disk.quota, setup.disk.seen_as) == (
+        Path("/var/models"),
+        50_000_000_000,
+        "/models",
+    )
+    assert setup.poll == 90.0
+    server = setup.servers["a"]
+    assert (server.target, server.timeout) == ("unix:/run/a", 0.25)
+    assert server.token == Secret("hush", f"file {tmp_path / 'secrets' / 'a'}")
+    credentials = server.credentials()
+    assert credentials is not None
+    assert credentials.metadata() == (("authorization", "Bearer hush"),)
+    assert setup.models == {
+        "digits": Policy(versions=Latest(2), labels={"stable": Label()}),
+        "faces": Policy(versions=All(), probe=Probe(inputs={"x": [1, 2]})),
+        "nothing-special": Policy(),
+    }
+    assert setup.service.listen == ("127.0.0.1:0", f"unix:{tmp_path}/socket")
+    assert setup.service.grace == 0
+    assert setup.service.callers == (
+        CallerSetup("ci", "operate", Secret("t0p-s3cret", "environment variable CI")),
+    )
+    for shown in (repr(setup), repr(setup.store), repr(setup.service), repr(server), str(server.token)):
+        for secret in ("hush", "t0p-s3cret", "blob-k3y"):
+            assert secret not in shown
+
+
+def test_all_that_is_wrong_is_told_at_once_with_its_line() -> None:
+    """One look at the file is enough to mend it: each problem has its place, its keys, and what was meant."""
+    content = """\
+stores: x
+disk: {path: disk, quota: 50XB}
+servers:
+  a: 127.0.0.1
+  b: {target: "127.0.0.1:1", timeot: 5}
+models:
+  digits:
+    versions: newest
+    labels: {canary: {seconds: -1}}
+  "../etc": {}
+poll: soon
+"""
+    found = problems(content)
+    assert [line.split(": ")[:2] for line in found] == [
+        ["line 1, column 1", "stores"],
+        ["line 1, column 1", "store"],
+        ["line 2, column 20", "disk.quota"],
+        ["line 4, column 3", "servers.a"],
+        ["line 5, column 31", "servers.b.timeot"],
+        ["line 8, column 5", "models.digits.versions"],
+        ["line 9, column 23", "models.digits.labels.canary.seconds"],
+        ["line 10, column 3", 'models."../etc"'],
+        ["line 11, column 1", "poll"],
+    ]
+    assert "did you mean 'store'?" in found[0]
+    assert "did you mean 'timeout'?" in found[4]
+    assert "500ms, 10s, 5m or 1h30m, got 'soon'" in found[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "'store' is missing"),
+        ("[1, 2]", "expected a mapping with disk, models, poll, server"),
+        ("store: [", "not YAML: "),
+        (MINIMAL + "poll: 5\npoll: 6", "line 6, column 1: poll: the key is there twice"),
+        (MINIMAL + "1: x", "the key 1 is a whole number; put it in quotes"),
+        (MINIMAL + "poll: 0", "poll: expected a duration of more than 0 seconds"),
+        (MINIMAL + "poll: .inf", "poll: expected a duration of at least 0 seconds, got inf"),
+        (MINIMAL + "poll: true", "poll: expected a duration"),
+        (MINIMAL.replace("127.0.0.1:8500", "dns:///models:8500"), "a name of many servers"),
+        (MINIMAL + "  b: 127.0.0.1:8500", "servers.b: the same server as 'a'"),
+        (MINIMAL + "  b c: 127.0.0.1:8501", "a server's name is letters"),
+        (MINIMAL.replace("\n  a: 127.0.0.1:8500", " {}"), "name at least one server"),
+        (MINIMAL + "  b: {target: 'x:1', token: abc}", "a secret is not written here"),
+        (MINIMAL + "  b: {target: 'x:1', token: {env: NOPE}}", "environment variable NOPE is not set"),
+        (MINIMAL + "  b: {target: 'x:1', token: {file: nope}}", "nope cannot be read: No such file"),
+        (MINIMAL + "  b: {target: 'x:1', token: {env: CI, file: x}}", "a secret comes from one place"),
+        (
+            MINIMAL + "  b: {target: 'x:1', token: {env: CI}}",
+            "servers.b.token: it would be sent in plain text",
+        ),
+        (MINIMAL + "  b: {target: 'x:1', tls: {ca: nope.pem}}", "servers.b.tls.ca: there is no file"),
+        (MINIMAL.replace("s3://models/production", "S 3://x"), "is no scheme of a URL"),
+        (MINIMAL.replace("s3://models", "ftp://joe:pass@host"), "a password does not belong in the URL"),
+        (MINIMAL + "service: {listen: 8510}", "service.listen: expected text, got a whole number"),
+        (MINIMAL + "service: {listen: '127.0.0.1'}", "expected HOST:PORT or unix:PATH"),
+        (MINIMAL + "service: {listen: '0.0.0.0:1'}", "whoever reaches 0.0.0.0:1 could do everything"),
+        (MINIMAL + "service: {callers: {}}", "nobody could call"),
+        (
+            MINIMAL + "service: {callers: {ci: {role: admin, token: {env: CI}}}}",
+            "expected read or operate, got",
+        ),
+        (MINIMAL + "service: {callers: {ci: {role: operate}}}", "how does it prove who it is?"),
+        (
+            MINIMAL + "service: {listen: 'host:1', callers: {ci: {role: read, token: {env: CI}}}}",
+            "service.callers.ci: the token would be sent in plain text",
+        ),
+        (
+            MINIMAL + "service: {callers: {ci: {role: read, certificate: joe}}}",
+            "client certificates are asked for with service.tls.client_ca",
+        ),
+        (
+            MINIMAL
+            + "service: {callers: {a: {role: read, token: {env: CI}}, b: {role: operate, token: {env: CI}}}}",
+            "service.callers.b: its token is 'a''s, too",
+        ),
+    ],
+)
+def test_what_is_refused(content: str, expected: str) -> None:
+    """Each mistake has a text that says what would be right, and shows no secret."""
+    assert any(expected in line for line in problems(content)), problems(content)
+
+
+def test_options_of_the_store_that_look_like_secrets() -> None:
+    """A password that stands in the file itself is refused, however deep."""
+    content = MINIMAL.replace(
+        "store: s3://models/production",
+        "store: {url: 's3://b', options: {key: AKIA, client_kwargs: {aws_secret_access_key: oops}}}",
+    )
+    [problem] = problems(content)
+    assert problem.startswith(
+        "line 1, column 61: store.options.client_kwargs.aws_secret_access_key: a secret is not written here"
+    )
+    assert "oops" not in problem
+
+
+def test_toml_that_is_none() -> None:
+    """A mistake in the syntax is told with its line, too."""
+    assert problems("poll = 5\nstore = x\n", "toml") == ["line 2, column 9: not TOML: Invalid value"]
+
+
+def test_a_bomb_of_aliases_is_refused() -> None:
+    """A few lines of YAML cannot take all memory."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    assert any("far more than any set-up" in line for line in problems("\n".join(lines)))
+
+
+def test_anchors_and_merging() -> None:
+    """What several servers have in common can be said once."""
+    content = MINIMAL.replace(
+        "  a: 127.0.0.1:8500",
+        "  a: &common {target: '127.0.0.1:8500', timeout: 3}\n  b: {<<: *common, target: '127.0.0.1:8501'}",
+    )
+    setup = read_setup(content)
+    assert {server.target: server.timeout for server in setup.servers.values()} == {
+        "127.0.0.1:8500": 3.0,
+        "127.0.0.1:8501": 3.0,
+    }
+
+
+def test_anybody_may_be_let_in_by_saying_so() -> None:
+    """A service that everybody can operate is possible, and nobody's accident."""
+    setup = read_setup(MINIMAL + "service: {listen: '0.0.0.0:1', callers: anybody}")
+    assert setup.service.callers is None
+
+
+def test_one_policy() -> None:
+    """A policy in a file of its own is read as below a model's name, and refused with its place."""
+    assert read_policy("versions: all\nkeep: 3") == Policy(versions=All(), keep=3)
+    assert read_policy('{"versions": [1, 2]}').versions.select([1, 2, 3]) == {1, 2}
+    assert read_policy("keep = 3", Path("policy.toml")) == Policy(keep=3)
+    with pytest.raises(SetupError, match="line 2, column 1: kep: there is no such key; did you mean 'keep'"):
+        read_policy("versions: all\nkep: 3")
+
+
+def test_errors_travel() -> None:
+    """The error can be sent between processes, with its problems."""
+    with pytest.raises(SetupError) as caught:
+        read_setup("poll: soon")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.problems, str(again)) == (caught.value.problems, str(caught.value))
+    assert "not UTF-8" in str(_broken())
+
+
+def _broken() -> SetupError:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file, pytest.raises(SetupError) as caught:
+        Path(file.name).write_bytes(b"\xff\xfe\x00")
+        load_setup(file.name)
+    return caught.value
