@@ -273,6 +273,8 @@ class Transport:
             if self._drained is not None and not active:
                 self._drained.set()
         if call.is_ok():
+            if not _blocks_are_kept and len(response) >= _LARGE:
+                _keep_large_blocks()
             return response
         if call.is_locally_cancelled():
             raise self._cut_off(method, slot)
@@ -325,7 +327,7 @@ class Transport:
             if self._drained is not None and not active:
                 self._drained.set()
         try:
-            return waiting.result()  # type: ignore[no-any-return]
+            response: bytes = waiting.result()
         except asyncio.CancelledError:
             raise self._cut_off(method, slot) from None
         except aio.AioRpcError as error:
@@ -338,6 +340,9 @@ class Transport:
             )
             translated.pushback = _pushback(error.trailing_metadata())
             raise translated from error
+        if not _blocks_are_kept and len(response) >= _LARGE:
+            _keep_large_blocks()
+        return response
 
     def _cut_off(self, method: str, slot: Slot | None = None) -> errors.ServingError:
         """Why a call ended, or could not begin, on this side."""
