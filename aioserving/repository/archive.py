@@ -9,6 +9,7 @@ whatever is in the archive.
 
 from __future__ import annotations
 
+import gzip
 import os
 import posixpath
 import stat
@@ -29,6 +30,15 @@ _PIECE: Final = 1 << 20
 #: What a reader of archives may ask for at a time: headers that claim more are no good.
 _MOST: Final = 4 << 20
 _LONGEST_NAMES: Final = 1 << 20
+#: What readers of archives raise about what they read.
+_DAMAGED: Final = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    struct.error,
+)
 
 
 class UnsafeMemberError(ValueError):
@@ -75,7 +85,7 @@ def unpack(
             _unpack_tar(archive, writer)
     except InvalidNameError as error:
         raise UnsafeMemberError(str(error)) from error
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+    except _DAMAGED as error:
         raise DamagedArchiveError(f"the archive is damaged: {error}") from error
     return writer.finish()
 
@@ -210,8 +220,6 @@ class _Guarded:
 
 
 def _unpack_tar(archive: str | os.PathLike[str], writer: _Writer) -> None:
-    import gzip
-
     with open(archive, "rb") as packed:
         plain = packed if not os.fspath(archive).endswith(".gz") else gzip.GzipFile(fileobj=packed, mode="rb")
         guarded = _Guarded(plain, lambda: writer.count(0))  # type: ignore[arg-type]
