@@ -37,12 +37,11 @@ class Change:
         return asdict(self)
 
 
-async def resolve_label(client: AsyncClient, target: str, model: str, label: str) -> int | None:
+async def resolve_label(client: AsyncClient, model: str, label: str) -> int | None:
     """The version that a label stands for on one server; None if it knows no such label, or cannot serve it.
 
     Args:
         client: of that server alone: a call by label goes to any of a client's targets.
-        target: address of the server, for errors.
         model: name of the model.
         label: the label.
 
@@ -85,7 +84,7 @@ async def observe(
             changes.append(Change("+", target, model.name, f"is loaded again, from {model.base_path}"))
         changes += _versions(model.pb, status, target)
         for label, version in sorted(model.version_labels.items()):
-            now = await resolve_label(client, target, model.name, label)
+            now = await resolve_label(client, model.name, label)
             if now is None:
                 text = f"label {label!r} is set to version {version}"
                 changes.append(Change("~", target, model.name, text))

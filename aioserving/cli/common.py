@@ -20,7 +20,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -41,8 +41,10 @@ __all__ = [
     "Group",
     "Setting",
     "Settings",
+    "confirm",
     "connection_options",
     "duration",
+    "each_target",
     "model_options",
     "output_options",
     "pass_settings",
@@ -441,6 +443,35 @@ class Settings:
 
 
 _T = TypeVar("_T")
+
+
+async def each_target(settings: Settings, function: Callable[[AsyncClient, str], Awaitable[_T]]) -> list[_T]:
+    """Call a function for every server, all at once, with a client of that server alone.
+
+    Args:
+        settings: they say which servers; a name with several addresses (``dns:``) is several.
+        function: given the client and the server's address.
+
+    Returns:
+        Its results, in the order of the servers.
+
+    Raises:
+        CommandError: as `Settings.client`.
+        RPCError: a name cannot be looked up; or what `function` raises.
+    """
+    import asyncio
+
+    async with settings.async_client() as client:
+        targets = [endpoint.target for endpoint in client.health().endpoints]
+        if not targets:  # names, which are looked up when they are needed
+            await client.wait_ready()
+            targets = [endpoint.target for endpoint in client.health().endpoints]
+
+    async def one(target: str) -> _T:
+        async with settings.async_client(targets=target) as client:
+            return await function(client, target)
+
+    return await asyncio.gather(*map(one, targets))
 
 
 def _parse(setting: Setting, value: Any, where: str) -> Any:

@@ -88,6 +88,15 @@ class Failure:
         }
 
 
+#: What the library advises, in the words of the command line.
+_OPTIONS = {
+    "TLS(certificate=, key=)": "--cert and --key",
+    "TLS(server_name=...)": "--server-name",
+    "TLS(ca=...)": "--ca",
+    "tls=TLS(...)": "--tls",
+}
+
+
 def describe(error: BaseException) -> Failure:
     """What an error means to somebody at a command line."""
     while (inner := getattr(error, "exceptions", None)) and len(inner) == 1:
@@ -163,7 +172,10 @@ def _rpc_message(error: Any) -> str:
         )
         if part
     )
-    text = f"{error.code}: {error.details or 'the server gave no reason'}"
+    details = error.details or "the server gave no reason"
+    for argument, option in _OPTIONS.items():
+        details = details.replace(argument, option)
+    text = f"{error.code}: {details}"
     tries = f" ({len(error.attempts)} attempts)" if len(error.attempts) > 1 else ""
     return f"{where}: {text}{tries}" if where else f"{text}{tries}"
 

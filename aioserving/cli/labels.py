@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING
 import click
 
 from aioserving.cli.changes import resolve_label
-from aioserving.cli.common import Group, Settings, confirm, connection_options, output_options, pass_settings
+from aioserving.cli.common import (
+    Group,
+    Settings,
+    confirm,
+    connection_options,
+    each_target,
+    output_options,
+    pass_settings,
+)
 from aioserving.cli.failures import CommandError, ExitCode
 from aioserving.cli.reload import apply, read_models
 
 if TYPE_CHECKING:
-    from aioserving import ModelServerConfig
+    from aioserving import AsyncClient, ModelServerConfig
 
 __all__ = ["command"]
 
@@ -214,11 +222,10 @@ async def _resolve_all(
 ) -> list[tuple[str, int | None, str]]:
     """(label, version, target) of every label on every server."""
 
-    async def one(target: str) -> list[tuple[str, int | None, str]]:
-        async with settings.async_client(targets=target) as client:
-            # Whether there is such a model: of an unknown one the server says only that the label is unknown.
-            await client.get_model_status(model)
-            return [(label, await resolve_label(client, target, model, label), target) for label in labels]
+    async def one(client: AsyncClient, target: str) -> list[tuple[str, int | None, str]]:
+        # Whether there is such a model: of an unknown one the server says only that the label is unknown.
+        await client.get_model_status(model)
+        return [(label, await resolve_label(client, model, label), target) for label in labels]
 
-    found = await asyncio.gather(*map(one, settings.targets))
+    found = await each_target(settings, one)
     return [row for rows in found for row in rows]

@@ -17,6 +17,7 @@ from aioserving.cli.common import (
     Settings,
     confirm,
     connection_options,
+    each_target,
     output_options,
     pass_settings,
 )
@@ -179,15 +180,5 @@ async def _observe_all(
     settings: Settings, new: ModelServerConfig, old: ModelServerConfig | None
 ) -> list[Change]:
     """The changes to every server."""
-    async with settings.async_client() as client:
-        targets = [endpoint.target for endpoint in client.health().endpoints]
-        if not targets:  # names that are looked up with the first call
-            await client.wait_ready()
-            targets = [endpoint.target for endpoint in client.health().endpoints]
-
-    async def one(target: str) -> list[Change]:
-        async with settings.async_client(targets=target) as client:
-            return await observe(client, target, new, old)
-
-    found = await asyncio.gather(*map(one, targets))
+    found = await each_target(settings, lambda client, target: observe(client, target, new, old))
     return [change for changes in found for change in changes]

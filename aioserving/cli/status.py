@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aioserving.cli.common import Command, Settings, connection_options, output_options, pass_settings
+from aioserving.cli.common import (
+    Command,
+    Settings,
+    connection_options,
+    each_target,
+    output_options,
+    pass_settings,
+)
 from aioserving.cli.failures import ExitCode, describe
 
 if TYPE_CHECKING:
@@ -85,12 +92,12 @@ async def _ask_all(
     settings: Settings, names: tuple[str, ...]
 ) -> list[tuple[dict[str, Any], Exception | None]]:
     """What every server says of every model; and the error, if there is no answer."""
-    async with settings.async_client() as client:
-        targets = [endpoint.target for endpoint in client.health().endpoints]
-        if not targets:  # names that are looked up with the first call
-            await client.wait_ready()
-            targets = [endpoint.target for endpoint in client.health().endpoints]
-        return await asyncio.gather(*(_ask(client, target, name) for name in names for target in targets))
+
+    async def ask(client: AsyncClient, target: str) -> list[tuple[dict[str, Any], Exception | None]]:
+        return await asyncio.gather(*(_ask(client, target, name) for name in names))
+
+    by_target = await each_target(settings, ask)
+    return [answers[number] for number in range(len(names)) for answers in by_target]
 
 
 async def _ask(client: AsyncClient, target: str, model: str) -> tuple[dict[str, Any], Exception | None]:
@@ -98,7 +105,7 @@ async def _ask(client: AsyncClient, target: str, model: str) -> tuple[dict[str, 
 
     answer: dict[str, Any] = {"model": model, "target": target, "available": False, "versions": []}
     try:
-        status = await client.get_model_status(model, target=target)
+        status = await client.get_model_status(model)
     except ModelNotFoundError as error:
         return {**answer, "state": "NOT FOUND", "error": error.details}, None
     except RPCError as error:

@@ -74,5 +74,5 @@ def test_what_only_the_old_config_tells() -> None:
 def test_a_label_that_a_server_does_not_know() -> None:
     """It stands for no version."""
     server: Any = Server({}, {"gold": 3})
-    assert asyncio.run(resolve_label(server, "a:1", "m", "gold")) == 3
-    assert asyncio.run(resolve_label(server, "a:1", "m", "tin")) is None
+    assert asyncio.run(resolve_label(server, "m", "gold")) == 3
+    assert asyncio.run(resolve_label(server, "m", "tin")) is None
