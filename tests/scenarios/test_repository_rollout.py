@@ -301,7 +301,7 @@ def s3() -> Iterator[tuple[str, dict[str, Any]]]:
     """A bucket of a real S3 API over HTTP."""
     moto = pytest.importorskip("moto.server", reason="needs moto[server]")
     pytest.importorskip("s3fs", reason="needs s3fs")
-    server = moto.ThreadedMotoServer(port=0)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     try:
         host, port = server.get_host_and_port()
@@ -331,7 +331,7 @@ def test_a_rollout_from_s3(tmp_path: Path, s3: tuple[str, dict[str, Any]]) -> No
         upload(local, version)
         files = s3fs.S3FileSystem(**storage_options, skip_instance_cache=True)
         if not files.exists("models"):
-            files.mkdir("models")
+            files.call_s3("create_bucket", Bucket="models")
         files.put(str(local / "digits" / str(version)), f"models/digits/{version}", recursive=True)
 
     put(1)
