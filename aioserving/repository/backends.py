@@ -489,11 +489,14 @@ class _Web(_Async):
         async def one(name: str) -> list[Entry]:
             if name.rstrip("/") in known:
                 return [Entry(prefix + name, None, "")]
-            if name.endswith("/"):
-                return await self._tree_there(folder, (), prefix + name)
-            async with room:
-                path = prefix + name
-                return [_entry(path, await self.fs._info(self._full(f"{where}/{name}".lstrip("/"))))]
+            try:
+                if name.endswith("/"):
+                    return await self._tree_there(folder, (), prefix + name)
+                async with room:
+                    info = await self.fs._info(self._full(f"{where}/{name}".lstrip("/")))
+            except FileNotFoundError:
+                return []  # gone since its folder was listed, which does not make the others go
+            return [_entry(prefix + name, info)]
 
         names = await self._page(self._full(where))
         return [entry for found in await _all(one(name) for name in names) for entry in found]

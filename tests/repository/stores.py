@@ -9,6 +9,7 @@ import http.server
 import os
 import re
 import threading
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ class Blobs:
         ranges: whether it knows ranges.
         truncate: path -> how often it breaks off in the middle.
         flip: path -> how often it sends a wrong bit.
-        vanish: paths that are listed and not there.
+        vanish: paths that are listed, with their heads, and cannot be read.
+        gone: paths that are listed and not there.
         hang: path -> how often it stops sending until `go_on` is set.
         delay: path -> seconds before each piece of 64 KiB.
         log: method, path and range of each request.
@@ -125,6 +127,7 @@ class Blobs:
         self.truncate: dict[str, int] = {}
         self.flip: dict[str, int] = {}
         self.vanish: set[str] = set()
+        self.gone: set[str] = set()
         self.hang: dict[str, int] = {}
         self.delay: dict[str, float] = {}
         self.forbidden = 0
@@ -155,7 +158,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         blobs = self.blobs
-        path = self.path.lstrip("/")
+        path = urllib.parse.unquote(self.path).lstrip("/")
         blobs.log.append((self.command, path, self.headers.get("Range", "")))
         if blobs.forbidden:
             blobs.forbidden -= 1
@@ -169,11 +172,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if not names:
                 self.reply(404, b"", {})
                 return
-            page = "".join(f'<a href="{name}">{name}</a>\n' for name in ["../", "?C=N;O=D", *sorted(names)])
+            links = ["../", "?C=N;O=D", *map(urllib.parse.quote, sorted(names))]
+            page = "".join(f'<a href="{link}">{link}</a>\n' for link in links)
             self.reply(200, page.encode(), {"Content-Type": "text/html"})
             return
         data = blobs.files.get(path)
-        if data is None or (body and path in blobs.vanish):
+        if data is None or path in blobs.gone or (body and path in blobs.vanish):
             self.reply(404, b"", {})
             return
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "Content-Type": "application/octet-stream"}
