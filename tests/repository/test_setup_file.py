@@ -163,10 +163,10 @@ poll: soon
     found = problems(content)
     assert [line.split(": ")[:2] for line in found] == [
         ["line 1, column 1", "stores"],
-        ["line 1, column 1", "store"],
+        ["line 1, column 1", "'store' is missing"],
         ["line 2, column 20", "disk.quota"],
         ["line 4, column 3", "servers.a"],
-        ["line 5, column 31", "servers.b.timeot"],
+        ["line 5, column 30", "servers.b.timeot"],
         ["line 8, column 5", "models.digits.versions"],
         ["line 9, column 23", "models.digits.labels.canary.seconds"],
         ["line 10, column 3", 'models."../etc"'],
