@@ -7,9 +7,16 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from aioserving.repository import plan as planning
 from aioserving.repository.plan import Settings
@@ -446,13 +453,25 @@ class Rollouts(RuleBasedStateMachine):
                         assert labels["stable"] == world.state.model(model).labels["stable"]
 
 
-Rollouts.TestCase.settings = settings(
-    max_examples=60,
+QUICKLY = settings(
+    max_examples=40,
     stateful_step_count=40,
     deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-test_rollouts = Rollouts.TestCase
+
+
+def test_anything_in_any_order() -> None:
+    """Whatever people, servers, store and controller do, nothing is harmed, and it converges."""
+    run_state_machine_as_test(Rollouts, settings=QUICKLY)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_anything_in_any_order_for_long() -> None:
+    """The same with many more stories."""
+    run_state_machine_as_test(Rollouts, settings=settings(QUICKLY, max_examples=1500))
 
 
 @pytest.mark.parametrize("seed", range(40))
