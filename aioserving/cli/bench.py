@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -105,6 +104,7 @@ def command(settings: Settings, /, **options: Any) -> None:
     most 1 % of the calls failing; the exit code is 1 if there is none.
     """
     from aioserving.cli.bench_report import COLUMNS, FORMATS, csv_text, plot, table_rows
+    from aioserving.cli.load import run_precisely
 
     wanted = _loads(options["concurrency"], options["rate"])
     plan = _plan(options)
@@ -124,7 +124,7 @@ def command(settings: Settings, /, **options: Any) -> None:
     best: list[float | None] = []
     told: dict[str, Any] = {}
     try:
-        asyncio.run(_run(settings, options, wanted, plan, found, best, told))
+        run_precisely(_run(settings, options, wanted, plan, found, best, told))
     finally:
         # Also what was measured until Ctrl-C, or until the server went away.
         if found:
