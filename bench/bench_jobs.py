@@ -7,8 +7,8 @@ One aioserving.testing server in a process of its own, with a callable that give
 own:
 
 * a job: `aioserving.jobs.Job`, as it comes, from the files to the finished output;
-* bare grpc.aio: the same number of calls of prepared bytes, eight at a time; it reads no file, decodes no
-  answer and writes nothing;
+* bare grpc.aio: the same rows as bytes that were prepared before the clock starts, eight calls at a time; it
+  reads no file, decodes no answer and writes nothing;
 * the official recipe, which needs TensorFlow: a loop over the batches of the same file, make_tensor_proto,
   the stub of tensorflow-serving-api, make_ndarray, and the results in one Parquet file at the end.
 
@@ -97,27 +97,36 @@ async def job(target: str, files: list[str], calls: int) -> int:
             return (await work.run()).written
 
 
-async def bare(target: str, files: list[str], calls: int) -> int:
-    from grpc import aio
+#: The requests of bare calls, one for each batch of the file, made before the first turn.
+prepared: list[bytes] = []
+
+
+def prepare(files: list[str]) -> None:
+    import pyarrow.parquet as pq
 
     from aioserving.codec import encode_model_spec, encode_predict_request
 
-    rows = np.random.default_rng(0).random((BATCH, WIDTH), np.float32)
-    request = encode_predict_request(
-        {"x": rows}, model_spec=encode_model_spec("m", version=1), output_filter=()
-    )
-    left = calls
+    spec = encode_model_spec("m", version=1)
+    for batch in pq.ParquetFile(files[0]).iter_batches(BATCH, columns=["x"], use_threads=False):
+        x = batch.column("x").flatten().to_numpy().reshape(-1, WIDTH)
+        prepared.append(encode_predict_request({"x": x}, model_spec=spec, output_filter=()))
+
+
+async def bare(target: str, files: list[str], calls: int) -> int:
+    from grpc import aio
+
+    if not prepared:
+        prepare(files)
+    left = iter(prepared[:calls])
     async with aio.insecure_channel(target) as channel:
         call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
 
         async def work() -> None:
-            nonlocal left
-            while left > 0:
-                left -= 1
+            for request in left:
                 await call(request)
 
         await asyncio.gather(*(work() for _ in range(AT_A_TIME)))
-    return calls * BATCH
+    return min(calls * BATCH, 1_000_000)
 
 
 async def recipe(target: str, files: list[str], calls: int) -> int:
@@ -217,7 +226,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 
 def take_turns(target: str, files: list[str], rows: int) -> dict[str, list[dict[str, float]]]:
-    calls = {JOB: CALLS, BARE: rows // BATCH, RECIPE: min(RECIPE_CALLS, CALLS)}
+    calls = {JOB: CALLS, BARE: CALLS, RECIPE: min(RECIPE_CALLS, CALLS)}
     ways = [way for way in WAYS if way != RECIPE or has_tensorflow()]
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     chance = random.Random(0)

@@ -801,8 +801,13 @@ class _Run:
         cursor = Cursor.from_json(manifest.cursor) if manifest.cursor is not None else None
         needed = list(dict.fromkeys([*self._mapping.columns, *job._keep.values()]))
         pieces = self._inputs.pieces(start=cursor, columns=needed, piece_rows=self._piece_rows)
-        with _Ahead(pieces) as ahead:
-            for cut in self._cut(ahead, manifest.rows):
+        with contextlib.ExitStack() as stack:
+            if any("://" in file.url for file in self._inputs.files):
+                # The scoring's thread reads ahead, too, but not as far as a network's pauses are long.
+                pieces = stack.enter_context(_Ahead(pieces))
+            else:
+                stack.callback(getattr(pieces, "close", lambda: None))
+            for cut in self._cut(pieces, manifest.rows):
                 columns = self._sendable(cut)
                 if columns is None:
                     self._unsent.append(cut)
@@ -1297,7 +1302,7 @@ class _Counts:
 
 
 class _Ahead:
-    """Reads pieces in a thread of its own, one ahead of who uses them: decoding goes on beside calls."""
+    """Reads pieces in a thread of its own, one ahead of who uses them."""
 
     def __init__(self, pieces: Iterator[Piece]) -> None:
         self._pieces = pieces
