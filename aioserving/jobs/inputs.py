@@ -166,7 +166,8 @@ def open_inputs(
 
     Files are read in the natural order of their paths (``part-2`` before ``part-10``); of several sources, in
     the order in which they are given. In folders and below, files whose path has a part that begins with
-    ``_`` or ``.`` are left out, as those are which have none of the endings known. All files have one format,
+    ``_`` or ``.`` are left out, as those are which have none of the endings known (without any ending they
+    are read if `format` is given). All files have one format,
     and one schema: columns may stand in another order, and have another type if no value is lost by its
     being made the first file's.
 
@@ -273,8 +274,14 @@ def _list_source(
 def _expand(fs: Any, root: str, format: str | None) -> list[tuple[str, Mapping[str, Any]]]:
     """Paths below `root` in natural order, each with what the filesystem says of it."""
     if any(character in root for character in "*?[") and not fs.exists(root):
-        found = fs.glob(root, detail=True)
-        return _sorted({path: info for path, info in found.items() if info["type"] == "file"})
+        matched: dict[str, Mapping[str, Any]] = {}
+        for place, told in fs.glob(root, detail=True).items():
+            if told["type"] == "file":
+                matched[place] = told
+            elif told["type"] == "directory":
+                below = fs.find(place, detail=True)
+                matched |= {path: told for path, told in below.items() if _is_wanted(place, path, format)}
+        return _sorted(matched)
     info = fs.info(root)
     if info["type"] == "file":
         return [(root, info)]
@@ -302,7 +309,9 @@ def _is_wanted(root: str, path: str, format: str | None) -> bool:
     if any(part.startswith(("_", ".")) for part in below.split("/") if "=" not in part):
         return False
     found = _format_of(path)
-    return found is not None and format in (found, None)
+    if found is None:  # as engines name the parts of text
+        return format is not None and "." not in path.rpartition("/")[2]
+    return format in (found, None)
 
 
 def _format_of(path: str) -> str | None:

@@ -289,6 +289,13 @@ def test_patterns_and_lists(tmp_path: Path) -> None:
     assert [row["id"] for row in rows_of(open_inputs(f"{tmp_path}/part-[12].csv"))] == [1, 2]
     both = open_inputs([tmp_path / "part-3.csv", f"{tmp_path}/part-0*"])
     assert [row["id"] for row in rows_of(both)] == [3, 0]
+    for day in (2, 10):
+        (tmp_path / f"day={day}").mkdir()
+        write(tmp_path / f"day={day}" / "f", ".csv", 1, first=100 + day).rename(
+            tmp_path / f"day={day}" / "part"
+        )
+    folders = open_inputs(f"{tmp_path}/day=*", format="csv")
+    assert [(row["id"], row["day"]) for row in rows_of(folders)] == [(102, 2), (110, 10)]
     with pytest.raises(InputError, match="named twice"):
         open_inputs([tmp_path, tmp_path / "part-3.csv"])
 
@@ -496,6 +503,39 @@ def test_files_over_http(tmp_path: Path, web: str) -> None:
         write(tmp_path / "f", ending, 50, first=1)
         with pytest.raises(InputChanged):
             rows_of(inputs)
+
+
+def test_objects_in_s3(tmp_path: Path) -> None:
+    """Objects of an S3 store are read from any row on; a replaced one is noticed by its etag."""
+    pytest.importorskip("s3fs", reason="needs s3fs")
+    moto = pytest.importorskip("moto.server", reason="needs moto's server")
+    import s3fs
+
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": f"http://{host}:{port}"}}
+    try:
+        fs = s3fs.S3FileSystem(**options)
+        fs.mkdir("bucket")
+        for part, ending in ((0, ".parquet"), (1, ".parquet"), (0, ".csv")):
+            local = write(tmp_path / f"p{part}", ending, 70, first=70 * part)
+            fs.put(str(local), f"bucket/rows/k={part}/p{part}{ending}")
+        inputs = open_inputs("s3://bucket/rows", format="parquet", storage_options=options)
+        assert [file.url for file in inputs.files] == [f"s3://bucket/rows/k={p}/p{p}.parquet" for p in (0, 1)]
+        assert all(file.fingerprint.startswith("etag:") for file in inputs.files)
+        everything = rows_of(inputs)
+        assert [(row["id"], row["k"]) for row in everything] == [(i, i // 70) for i in range(140)]
+        cursor = cursors_of(inputs)[91]
+        assert rows_of(inputs, cursor) == everything[91:]
+        found = open_inputs("s3://bucket/rows/k=0/*.csv", storage_options=options)
+        assert [row["id"] for row in rows_of(found)] == list(range(70))
+        fs.put(str(write(tmp_path / "other", ".parquet", 70)), "bucket/rows/k=1/p1.parquet")
+        with pytest.raises(InputChanged):
+            rows_of(inputs, cursor)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()
 
 
 # -- Arrow --------------------------------------------------------------------------------------------
