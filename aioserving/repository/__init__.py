@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aioserving.repository.client import AsyncRepositoryClient as AsyncRepositoryClient
+    from aioserving.repository.client import Position as Position
+    from aioserving.repository.client import RepositoryClient as RepositoryClient
     from aioserving.repository.disk import Disk as Disk
     from aioserving.repository.disk import DiskLock as DiskLock
     from aioserving.repository.disk import DiskVersion as DiskVersion
@@ -31,6 +34,23 @@ if TYPE_CHECKING:
     from aioserving.repository.fetch import Fetcher as Fetcher
     from aioserving.repository.fetch import FetchProgress as FetchProgress
     from aioserving.repository.names import Limits as Limits
+    from aioserving.repository.results import DiskCopy as DiskCopy
+    from aioserving.repository.results import FetchedVersion as FetchedVersion
+    from aioserving.repository.results import ModelInfo as ModelInfo
+    from aioserving.repository.results import ModelVersions as ModelVersions
+    from aioserving.repository.results import PlannedStep as PlannedStep
+    from aioserving.repository.results import StoreCopy as StoreCopy
+    from aioserving.repository.results import VersionInfo as VersionInfo
+    from aioserving.repository.service import RepositoryService as RepositoryService
+    from aioserving.repository.service import authentication as authentication
+    from aioserving.repository.service import open_controller as open_controller
+    from aioserving.repository.service import serve as serve
+    from aioserving.repository.service import server_credentials as server_credentials
+    from aioserving.repository.setup_file import Setup as Setup
+    from aioserving.repository.setup_file import SetupError as SetupError
+    from aioserving.repository.setup_file import SetupProblem as SetupProblem
+    from aioserving.repository.setup_file import load_setup as load_setup
+    from aioserving.repository.setup_file import read_setup as read_setup
     from aioserving.repository.store import Store as Store
     from aioserving.repository.store import StoredFile as StoredFile
     from aioserving.repository.store import StoredVersion as StoredVersion
@@ -39,6 +59,7 @@ if TYPE_CHECKING:
 _NAMES = {
     name: module
     for module, names in {
+        "client": "AsyncRepositoryClient Position RepositoryClient",
         "disk": "Disk DiskLock DiskVersion",
         "errors": (
             "AlreadyRunningError CorruptVersionError IncompleteVersionError InvalidNameError "
@@ -47,6 +68,9 @@ _NAMES = {
         ),
         "fetch": "Fetch FetchProgress Fetcher",
         "names": "Limits",
+        "results": "DiskCopy FetchedVersion ModelInfo ModelVersions PlannedStep StoreCopy VersionInfo",
+        "service": "RepositoryService authentication open_controller serve server_credentials",
+        "setup_file": "Setup SetupError SetupProblem load_setup read_setup",
         "store": "Store StoredFile StoredVersion",
     }.items()
     for name in names.split()

@@ -453,8 +453,9 @@ class _Walk:
                 self._problem((*path, key), place, "the key is there twice")
                 continue
             # A key's problems are told at the key; a value may begin lines below.
-            self._document.places[(*path, key)] = place
-            found[key] = self.value(value_node, (*path, key))
+            below = (*path, key)
+            self._document.places[below] = place
+            found[key] = self.value(value_node, below)
         return {**merged, **found}
 
     def _problem(self, path: Keys, place: Place, problem: str) -> None:

@@ -21,7 +21,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 import grpc.aio
@@ -353,7 +353,7 @@ class RepositoryService:
                 code, details = _status(error)
                 if code is _Code.INTERNAL:
                     logger.exception("%s failed", name)
-                response = await _end(context, code, details)
+                await _end(context, code, details)
             return response
 
         return call
@@ -485,10 +485,11 @@ class RepositoryService:
             self._latest = max(self._latest, event.number)
 
 
-async def _end(context: Any, code: grpc.StatusCode, details: str) -> None:
+async def _end(context: Any, code: grpc.StatusCode, details: str) -> NoReturn:
     """End a call with an error, by raising what grpc takes for that."""
     try:
         await context.abort(code, _details(details))
+        raise AssertionError("abort() raises")
     except grpc.aio.AbortError:
         raise
     except Exception:
