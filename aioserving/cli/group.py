@@ -6,6 +6,7 @@ command is a line in it, and a module of its name with a click command called `c
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -140,6 +141,8 @@ class Root(Group):
             code = ExitCode.INTERRUPTED
         if code == ExitCode.PIPE:
             _let_go()
+        with contextlib.suppress(BrokenPipeError):
+            sys.stderr.flush()
         return int(code)
 
     def _run(self, arguments: Sequence[str]) -> int:

@@ -158,7 +158,9 @@ def parse(line: list[str]) -> None:
             return
         context = found.make_context(str(name), list(arguments), parent=context)
         command = found
-        arguments = [*getattr(context, "_protected_args", []), *context.args]
+        # click 8.1 has it without the underscore, and later versions warn of that.
+        first = "_protected_args" if hasattr(context, "_protected_args") else "protected_args"
+        arguments = [*getattr(context, first), *context.args]
 
 
 def test_a_misspelt_command_or_option_is_told_with_the_nearest(run: Run) -> None:
