@@ -12,7 +12,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -295,28 +294,27 @@ def run(server: Any, data: pathlib.Path, out: pathlib.Path, **more: Any) -> tupl
 
 
 def test_servers_restarted_all_through_the_run(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """A server that is killed and started again, again and again, costs time and no row."""
+    """A server that is killed and started again, whenever the job has gone on a little, costs no row."""
     with ServerProcess(
         callables={"m": "tests.scenarios.jobs:slow_sums"}, env={"PYTHONPATH": str(ROOT)}
     ) as server:
-        stop = threading.Event()
-        restarts = 0
 
-        def disturb() -> None:
-            nonlocal restarts
-            while not stop.wait(0.15):
-                server.kill()
-                server.start()
-                restarts += 1
+        async def work() -> tuple[JobSummary, int]:
+            async with AsyncClient(server.target) as client:
+                job = Job(client, input=data, output=tmp_path / "out", outage=90, **SETTINGS)
+                task = asyncio.create_task(job.run())
+                restarts, until = 0, 1000
+                while not task.done():
+                    progress = job.progress()
+                    if progress is not None and progress.rows >= until and restarts < 4:
+                        server.kill()
+                        await asyncio.to_thread(server.start)
+                        restarts, until = restarts + 1, progress.rows + 2000
+                    await asyncio.sleep(0.002)
+                return await task, restarts
 
-        thread = threading.Thread(target=disturb)
-        thread.start()
-        try:
-            summary, _ = run(server, data, tmp_path / "out", batch_size=50, outage=60)
-        finally:
-            stop.set()
-            thread.join()
-    assert restarts >= 1
+        summary, restarts = asyncio.run(work())
+    assert restarts >= 2
     assert summary.retries >= 1
     assert output(tmp_path / "out") == expected(rows(ROWS))
 
