@@ -8,7 +8,7 @@ import datetime
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +259,34 @@ async def test_server_that_dies_between_steps() -> None:
 
 
 @contextlib.asynccontextmanager
+async def listening(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    context: ssl.SSLContext | None = None,
+) -> AsyncIterator[int]:
+    """The port of a server of one function, of which no connection is left when it ends."""
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await handle(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
 async def saying(answer: bytes, first: bool = False) -> AsyncIterator[int]:
     """The port of a server that says `answer`, to whatever it is told or at once, and closes."""
 
@@ -266,13 +294,10 @@ async def saying(answer: bytes, first: bool = False) -> AsyncIterator[int]:
         if not first:
             await reader.read(1)
         writer.write(answer)
-        with contextlib.suppress(OSError):
-            await writer.drain()
-        writer.close()
+        await writer.drain()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    async with listening(handle) as port:
+        yield port
 
 
 async def test_another_protocol() -> None:
@@ -325,16 +350,20 @@ async def http_proxy(status: bytes, seen: list[bytes]) -> AsyncIterator[str]:
         seen.append(head)
         if status != b"200 OK":
             writer.write(b"HTTP/1.1 " + status + b"\r\n\r\n")
-            writer.close()
+            await writer.drain()
             return
         host, port = head.split()[1].decode().split(":")
         up_reader, up_writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        await asyncio.gather(pump(reader, up_writer), pump(up_reader, writer))
+        try:
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            await asyncio.gather(pump(reader, up_writer), pump(up_reader, writer))
+        finally:
+            up_writer.close()
+            with contextlib.suppress(OSError):
+                await up_writer.wait_closed()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    async with server:
-        yield f"http://me:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with listening(handle) as port:
+        yield f"http://me:secret@127.0.0.1:{port}"
 
 
 async def test_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,13 +531,9 @@ async def test_tls_without_http2(authority: Authority) -> None:
     context.load_cert_chain(authority.folder / "server.pem")
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            await reader.read(1)
-        writer.close()
+        await reader.read(1)
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
+    async with listening(handle, context) as port:
         name, text, fix = first_error(await examined(f"127.0.0.1:{port}", tls=TLSFiles(authority.ca)))
     assert (name, "ALPN" in text, "load balancer" in fix) == ("tls", True, True)
 
