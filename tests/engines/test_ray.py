@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,11 @@ def _ray() -> Iterator[None]:
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
-    ray.shutdown()
+    with warnings.catch_warnings():
+        # Ray ends its processes and lets go of them without waiting, which Python warns of when it finds out.
+        warnings.simplefilter("ignore")
+        ray.shutdown()
+        gc.collect()
 
 
 def test_a_dataset_is_scored(fleet: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ pytest.importorskip("pyspark.sql", reason="needs the extra `spark`")
 if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
     pytest.skip("Spark needs Java, and there is none", allow_module_level=True)
 
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from aioserving.engines.model import pin
@@ -47,14 +50,17 @@ def spark() -> Iterator[Any]:
     session.sparkContext.setLogLevel("OFF")
     gateway = session.sparkContext._gateway
     yield session
-    session.stop()
-    gateway.shutdown()
-    if gateway.java_process is not None:
-        gateway.java_process.stdin.close()  # at which it ends
-        gateway.java_process.wait(20)
-    from pyspark import SparkContext
-
-    SparkContext._gateway = SparkContext._jvm = None
+    with warnings.catch_warnings():
+        # What is left of connections to Java is collected here, where nobody is told.
+        warnings.simplefilter("ignore")
+        session.stop()
+        gateway.shutdown()
+        if gateway.java_process is not None:
+            gateway.java_process.stdin.close()  # at which it ends
+            gateway.java_process.wait(20)
+        SparkContext._gateway = SparkContext._jvm = None
+        del session, gateway
+        gc.collect()
     for name, value in before.items():
         if value is None:
             del os.environ[name]
