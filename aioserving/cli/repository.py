@@ -108,6 +108,7 @@ def serve(settings: Settings, file: str, check: bool) -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(message)s"
     )
+    logging.getLogger("aioserving").setLevel(logging.NOTSET)
     with _repository_errors():
         asyncio.run(_serve(settings, setup))
 

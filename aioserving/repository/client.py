@@ -100,6 +100,22 @@ class Position:
 class _StreamingTransport(Transport):
     """A connection whose calls may also have a stream of answers."""
 
+    def __init__(self, target: str, **options: Any) -> None:
+        super().__init__(target, **options)
+        #: Streams under way. Nobody may be reading one, so closing does not wait for their readers.
+        self._streams: set[Any] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call or a stream is under way."""
+        return bool(self._active or self._streams)
+
+    async def close(self) -> None:
+        """Cancel the calls and streams under way and close the connection; safe to call again."""
+        for call in tuple(self._streams):
+            call.cancel()
+        await super().close()
+
     async def stream(
         self, method: str, request: bytes, timeout: float | None, metadata: Metadata
     ) -> AsyncGenerator[bytes, None]:
@@ -113,7 +129,7 @@ class _StreamingTransport(Transport):
             raise self._cut_off(method)
         begin: Any = self._channel.unary_stream(method)  # bytes in, bytes out: no (de)serializers
         call = begin(request, timeout=timeout, metadata=tuple(metadata))
-        self._active.add(call)
+        self._streams.add(call)
         try:
             while True:
                 answer = await _read(call)
@@ -129,9 +145,7 @@ class _StreamingTransport(Transport):
             raise self._cut_off(method) from None
         finally:
             call.cancel()
-            self._active.discard(call)
-            if self._drained is not None and not self._active:
-                self._drained.set()
+            self._streams.discard(call)
 
     def _failure(self, call: Any, code: Any, details: str, method: str) -> errors.RPCError:
         return error_from_status(
@@ -212,6 +226,7 @@ class AsyncRepositoryClient:
         self._transport_tls = 0
         #: Connections with outdated credentials, which streams still use.
         self._former: list[_StreamingTransport] = []
+        self._closing: set[asyncio.Future[None]] = set()
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -241,6 +256,8 @@ class AsyncRepositoryClient:
         for transport in (self._transport, *self._former):
             if transport is not None:
                 await transport.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def _abandon(self) -> None:
         self._closed = True
@@ -483,6 +500,7 @@ class AsyncRepositoryClient:
         if self._transport is None or generation != self._transport_tls:
             if self._transport is not None:
                 self._former.append(self._transport)
+                self._close_former()
             credentials, options = None, list(self._channel_options)
             if self._tls is not None:
                 credentials, extra, generation = self._tls.current(self._target)
@@ -490,6 +508,14 @@ class AsyncRepositoryClient:
             self._transport_tls = generation
             self._transport = _StreamingTransport(self._target, credentials=credentials, options=options)
         return self._transport
+
+    def _close_former(self) -> None:
+        """Close connections with outdated credentials that nobody uses any more."""
+        for transport in [item for item in self._former if not item.busy]:
+            self._former.remove(transport)
+            closing = asyncio.ensure_future(transport.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _deadline(self, timeout: Timeout) -> float | None:
         given = self._timeout if isinstance(timeout, DefaultType) else timeout

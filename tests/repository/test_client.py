@@ -8,6 +8,7 @@ import gc
 import inspect
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -26,9 +27,9 @@ from aioserving.repository.client import (
 from aioserving.repository.events import Event
 from aioserving.repository.policy import Latest, Policy
 from aioserving.repository.results import FetchedVersion
-from aioserving.repository.service import RepositoryService, authentication
+from aioserving.repository.service import RepositoryService, authentication, server_credentials
 from aioserving.repository.setup_file import CallerSetup, Secret
-from aioserving.security import StaticToken, Token
+from aioserving.security import TLS, StaticToken, Token
 from tests.repository.fake_controller import FakeController, FakeFetch
 
 
@@ -317,6 +318,45 @@ async def test_closing_ends_what_is_under_way() -> None:
         with pytest.raises(errors.ClientClosedError):
             await client.models()
         assert "closed" in repr(client)
+
+
+@pytest.mark.anyio
+async def test_closing_does_not_wait_for_streams_that_nobody_reads() -> None:
+    """A watch that was put aside holds nothing up."""
+    async with connected() as (_, __, client):
+        watch = client.watch()
+        await watch.begin()
+        started = asyncio.get_running_loop().time()
+        await client.aclose()
+        assert asyncio.get_running_loop().time() - started < 2
+        with pytest.raises(errors.ClientClosedError):
+            await anext(watch)
+
+
+@pytest.mark.anyio
+async def test_certificates_that_are_renewed(tmp_path: Path) -> None:
+    """New calls use new files; a stream goes on over its connection, which is closed once it is not used."""
+    trustme = pytest.importorskip("trustme", reason="makes the certificates")
+    ca = trustme.CA()
+    server = ca.issue_cert("127.0.0.1", "localhost")
+    chain = b"".join(blob.bytes() for blob in server.cert_chain_pems)
+    controller: Any = FakeController()
+    credentials = server_credentials(chain, server.private_key_pem.bytes())
+    file = tmp_path / "ca.pem"
+    file.write_bytes(ca.cert_pem.bytes())
+    async with (
+        RepositoryService(controller, credentials=credentials, grace=0.2) as service,
+        AsyncRepositoryClient(service.addresses[0], tls=TLS(file, reload=0.0)) as client,
+    ):
+        watch = client.watch()
+        await watch.begin()
+        for _ in range(3):
+            ca_of_others = trustme.CA().cert_pem.bytes()
+            file.write_bytes(ca_of_others + file.read_bytes())
+            assert len(await client.models()) == 2
+        assert len(client._former) <= 2, "one for the stream, and perhaps the last one"
+        controller.publish("found")
+        assert (await anext(watch)).kind == "found"
 
 
 def test_one_event_loop() -> None:

@@ -16,6 +16,7 @@ for package in ("fsspec", "grpc_health", "yaml"):
 DEMO = Path(__file__).parents[2] / "examples" / "repository" / "demo.py"
 
 
+@pytest.mark.nightly  # its short version, without TensorFlow, is test_repository_service.py's first story
 @pytest.mark.tensorflow
 def test_the_demo(tmp_path: Path) -> None:
     """1 -> 2 -> 4 -> 2 with no call lost; 3 answers wrongly and nobody but its probe ever asks it."""

@@ -193,7 +193,9 @@ async def test_versions_come_and_go_while_calls_are_made(folder: Path, servers: 
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.nightly), signal.SIGKILL], ids=["term", "kill"]
+)
 async def test_a_restart_goes_on_where_it_was(
     folder: Path, servers: list[LightServer], number: signal.Signals
 ) -> None:
