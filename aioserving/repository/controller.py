@@ -19,7 +19,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -77,7 +77,7 @@ _LOOK_AGAIN: Final = 0.5
 #: Seconds after which a version that seemed half uploaded is looked at again.
 _UNSETTLED: Final = 1.0
 #: Parts in which the models of a server at rest are asked for, one part a period.
-_SLICES: Final = 6
+_SLICES: Final = 12
 #: Questions to one server at a time.
 _AT_ONCE: Final = 16
 #: Seconds that a server has for the status of a model, and for a reload.
@@ -234,6 +234,7 @@ class Controller:
         self._tasks: dict[tuple[object, ...], asyncio.Task[None]] = {}
         self._deciding = asyncio.Lock()
         self._looking = asyncio.Lock()
+        self._closing = False
         self._wake = asyncio.Event()
         self._turned = asyncio.Event()
         #: Versions in the store when it was looked at last, by model.
@@ -295,10 +296,13 @@ class Controller:
         """Stop working and unlock the disk; what the servers serve stays. Store and clients stay open."""
         loop_task, self._loop_task = self._loop_task, None
         tasks = [*self._tasks.values(), *([loop_task] if loop_task is not None else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        self._closing = True
+        waiting = set(tasks)
+        while waiting:
+            # Again and again: `asyncio.wait_for` may lose a cancellation (Python < 3.12).
+            for task in waiting:
+                task.cancel()
+            _, waiting = await asyncio.wait(waiting, timeout=0.2)
         self._tasks.clear()
         lock, self._disk_lock = self._disk_lock, None
         if lock is not None:
@@ -324,7 +328,7 @@ class Controller:
         self._state = await asyncio.to_thread(self._file.load)
 
     async def _work(self) -> None:
-        while True:
+        while not self._closing:
             try:
                 await self._turn(store=self._clock() >= self._store_due)
             except Exception as error:
@@ -367,7 +371,7 @@ class Controller:
         """
         if self._state is None:
             await self._load()
-        await self._look(store=True, all_models=True)
+        await self._look(store=True, all_models=True, more=(policies or {}).keys())
         found = self._found()
         unseen = (policies or {}).keys() - found.store.keys()  # the store was not asked for those
         if unseen:
@@ -451,20 +455,21 @@ class Controller:
 
     # -- looking
 
-    async def _look(self, *, store: bool, all_models: bool = False) -> None:
+    async def _look(self, *, store: bool, all_models: bool = False, more: Collection[str] = ()) -> None:
         async with self._looking:
             if store:
-                await self._look_at_store()
-            if store or self._clock() >= self._disk_due:
+                await self._look_at_store(more)
+            if all_models or self._clock() >= self._disk_due:
                 self._on_disk = await asyncio.to_thread(self.disk.versions)
                 self._disk_due = self._clock() + _DISK_PERIOD
-            names = sorted(self.state.models)
+            # Whether a server is there is told by any answer, also that it knows no such model.
+            names = sorted({*self.state.models, *more}) or ["-"]
             chosen = names if all_models else self._chosen(names, rotate=store)
             await asyncio.gather(*(self._look_at(server, names, chosen) for server in self._servers.values()))
 
     def _chosen(self, names: list[str], *, rotate: bool) -> list[str]:
         """The models to ask servers for: those with something going on, and now and then each other one."""
-        chosen = {name for name in self._active if name in self.state.models}
+        chosen = self._active.intersection(names)
         if rotate and names:
             size = -(-len(names) // _SLICES)
             self._slice %= _SLICES
@@ -472,10 +477,10 @@ class Controller:
             self._slice += 1
         return sorted(chosen)
 
-    async def _look_at_store(self) -> None:
+    async def _look_at_store(self, more: Collection[str] = ()) -> None:
         # Never later than a period, so that a new version is found within one.
         self._store_due = self._clock() + self.poll_period * random.uniform(0.9, 1.0)  # noqa: S311
-        names = sorted(self.policies)
+        names = sorted({*self.policies, *more})
         try:
             listed = await self.store.listings(names)
         except (RepositoryError, OSError) as error:
@@ -517,7 +522,7 @@ class Controller:
                 self._tell("server down", str(error), server=server.name)
             server.look_at = self._clock() + _LOOK_AGAIN
             return
-        if not server.reachable and names:
+        if not server.reachable:
             server.reachable = True
             if server.since:
                 server.since = 0.0

@@ -480,8 +480,9 @@ class _Model:
         """Why a version cannot be served, as far as a server has said; empty if none has."""
         for server, one in self.up.items():
             found = one.versions.get(self.name, {}).get(version)
-            if found is None:
-                continue
+            told = (one.config or {}).get(self.name)
+            if found is None or told is None or version not in told.versions:
+                continue  # what it says of it is from an earlier time
             if found.failed:
                 return f"failed to load on {server}: {found.error}"
             if found.state == ServerState.LOADING and self.now - found.since >= self.policy.load_timeout:
@@ -763,7 +764,7 @@ def _wanted_on(model: _Model, state: ModelState, server: str) -> tuple[set[int],
     wanted = {
         version
         for version in (state.good | state.candidates.keys()) & model.on_disk
-        if version in available or not _given_up(found.get(version), model.now)
+        if version in available | state.candidates.keys() or not _given_up(found.get(version), model.now)
     }
     wanted -= {version for version in state.quarantine if version not in available}
     wanted -= {version for version in state.quarantine if version not in state.good}

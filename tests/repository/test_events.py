@@ -16,7 +16,9 @@ def test_watchers_get_everything_in_order() -> None:
         for number in range(5):
             events.publish(float(number), "found", "x", model="m", version=number)
         events.close()
-        seen = [[event.version async for event in watch] for watch in (first, second)]
+        seen = []
+        for watch in (first, second):
+            seen.append([event.version async for event in watch])
         assert seen == [[0, 1, 2, 3, 4]] * 2
         assert [event.number for event in events.recent] == [1, 2, 3, 4, 5]
         assert not events.watches
