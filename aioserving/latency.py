@@ -185,8 +185,8 @@ class LatencyHistogram:
             For each: the duration it begins at, the one it ends before, both in seconds, and how many were
             counted in it.
         """
-        inner = (2 ** ((index - _OFFSET) / _PER_OCTAVE) for index in range(2, _LAST))
-        edges = [0.0, _SHORTEST, *inner, _LONGEST, math.inf]
+        inner = (2 ** ((index - _OFFSET) / _PER_OCTAVE) for index in range(1, _LAST + 1))
+        edges = [0.0, *inner, math.inf]
         self._settle()
         counts = self._counts.tolist()
         return [(edges[index], edges[index + 1], count) for index, count in enumerate(counts) if count]
