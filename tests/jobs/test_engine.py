@@ -800,9 +800,8 @@ def test_a_job_on_s3(server: Any, data: pathlib.Path, monkeypatch: pytest.Monkey
             files.pipe_file(f"bucket/in/{path.name}", path.read_bytes())
         monkeypatch.setattr(storage, "LEASE", 1.0)
         place = storage.open_storage("s3://bucket/locked", options)
-        with place.lock():
-            with pytest.raises(OutputLockedError, match="pid"):
-                storage.open_storage("s3://bucket/locked", options).lock()
+        with place.lock(), pytest.raises(OutputLockedError, match="pid"):
+            storage.open_storage("s3://bucket/locked", options).lock()
         with pytest.MonkeyPatch.context() as patch:
             complete = engine._Run._complete_part
 
