@@ -354,13 +354,15 @@ class Calls:
                 found = self._credentials.metadata()
                 mine = await self._obtain(self._credentials, deadline) if found is None else found
             pairs = (*self._metadata, *mine, *metadata)
-            response, failure, _ = await self._attempt(
+            response, failure, where = await self._attempt(
                 method, request, deadline, place, pairs, begun, attempts, [], None, endpoint, None
             )
         except errors.RPCError as error:
             error.model, error.method = model, _short(method)
             raise
         if failure is not None:
+            if is_connection_failure(failure):
+                self._explain(failure, where)
             failure.model, failure.method, failure.attempts = model, _short(method), tuple(attempts)
             raise failure
         return response, tuple(attempts)

@@ -1,4 +1,4 @@
-"""What `import aioserving` costs in time and memory, beside the libraries it stands on and the alternative.
+"""What importing the clients costs in time and memory, beside the libraries it stands on and the alternative.
 
     python bench/bench_import.py
 
@@ -39,7 +39,7 @@ print(json.dumps(dict(wall=wall, cpu=cpu, peak=peak, tensorflow=len(loaded))))
 """
 
 BASE = "import grpc, numpy"
-OURS = "import aioserving"
+OURS = "from aioserving import AsyncClient"  # `import aioserving` alone loads nothing yet
 READY = "import aioserving; aioserving.PredictRequest"
 OFFICIAL = "import tensorflow_serving.apis.predict_pb2"
 

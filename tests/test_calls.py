@@ -173,6 +173,19 @@ def test_a_client_without_endpoints_waits_for_some() -> None:
 # -- retries --------------------------------------------------------------------------------------------
 
 
+def test_a_call_made_once_tells_what_may_have_cost_it_its_connection() -> None:
+    """Advice on TLS and proxies belongs to statuses and reloads as well."""
+
+    async def story() -> None:
+        async with client("a:1") as it:
+            it.fleet["a:1"].down = True
+            with pytest.raises(errors.UnavailableError):
+                await it.once()
+            assert it.explained == ["a:1"]
+
+    run(story())
+
+
 def test_a_lost_connection_is_answered_elsewhere_at_once() -> None:
     """The other endpoint is asked without a pause, told which attempt it is, and the story is told."""
 
