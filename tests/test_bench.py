@@ -180,7 +180,7 @@ def test_run_writes_what_it_prints(tmp_path: pathlib.Path) -> None:
     written = (tmp_path / "import.md").read_text(encoding="utf-8")
     assert written in output
     assert [path.name for path in tmp_path.iterdir()] == ["import.md"]
-    assert "| import: time of `import aioserving` | at most 1.5x |" in output
+    assert "| import: time of `from aioserving import AsyncClient` | at most 1.5x |" in output
 
 
 def test_run_refuses_a_name_that_is_no_benchmark() -> None:
