@@ -121,6 +121,8 @@ def test_what_is_remembered(tmp_path: Path) -> None:
                     assert report.versions[0].quarantine is not None
                     assert "damaged" in report.versions[0].quarantine.reason
                     (world.stored / "digits" / "2" / "assets" / "fails").unlink()
+                    # A server tries a version again only if it has seen it leave its list in between.
+                    await asyncio.sleep(1.0)
                     assert await controller.rollout("digits", 2) == 2
                     await controller.wait_converged(20)
                     assert controller.state.model("digits").labels == {"stable": 2}, "\n".join(
