@@ -38,14 +38,13 @@ __all__ = ["Backend", "ChangedError", "Entry", "NoRangesError", "Sink", "open_ba
 
 _T = TypeVar("_T")
 
-#: Takes what was read, in order, as one or more pieces; called in a thread, one call at a time.
-Sink: TypeAlias = Callable[[Sequence[bytes]], None]
+#: Takes what was read, in order, as one or more pieces, which are good for the time of the call; called in
+#: another thread than the event loop's, one call at a time.
+Sink: TypeAlias = "Callable[[Sequence[bytes | memoryview]], None]"
 
 #: Bytes handed on at a time, and of one request where a store cannot stream.
-_PIECE: Final = 1 << 20
+_PIECE: Final = 1 << 18
 _REQUEST: Final = 4 << 20
-#: Seconds for which what was read may wait to be handed on.
-_MOMENT: Final = 0.1
 #: Listings and heads under way at a time.
 _AT_A_TIME: Final = 16
 
@@ -235,12 +234,13 @@ class _Local(Backend):
                 raise ChangedError(f"{self.url}/{path} has changed")
             end = entry.size if end is None else end
             file.seek(start)
+            buffer = memoryview(bytearray(_PIECE))  # one for all: the processor's cache has it
             while (end is None or start < end) and not stop.is_set():
-                data = file.read(_PIECE if end is None else min(_PIECE, end - start))
-                if not data:
+                count = file.readinto(buffer if end is None else buffer[: end - start])
+                if not count:
                     return
-                sink((data,))
-                start += len(data)
+                sink((buffer[:count],))
+                start += count
 
 
 def _stat_tag(info: os.stat_result) -> str:
@@ -326,55 +326,17 @@ class _Async(Backend):
         await _through(asyncio.get_running_loop().run_in_executor(self._pool, sink, pieces))
 
     async def _pump(self, read: Callable[[int], Awaitable[bytes]], length: int | None, sink: Sink) -> None:
-        """Hand on what `read` gives, writing one piece while the next one comes.
+        """Hand on what `read` gives, at once and in this thread.
 
-        What little there is goes on after a moment too, and when reading fails: slowness is not mistaken
-        for a standstill, and nothing that came has to come again.
+        As fsspec's own copies do it: handing a piece to another thread costs more than writing it does.
         """
-        loop = asyncio.get_running_loop()
-        pieces: list[bytes] = []
-        got = 0
-        writing: asyncio.Future[None] | None = None
-
-        def flush() -> None:
-            nonlocal pieces, got, writing
-            if pieces and writing is None:
-                writing = loop.run_in_executor(self._pool, sink, pieces)
-                pieces, got = [], 0
-
-        def tick() -> None:
-            nonlocal timer
-            flush()
-            timer = loop.call_later(_MOMENT, tick)
-
-        async def written() -> None:
-            nonlocal writing
-            if writing is not None:
-                try:
-                    await _through(writing)
-                finally:
-                    writing = None
-
-        timer = loop.call_later(_MOMENT, tick)
-        try:
-            while length is None or length > 0:
-                data = await read(1 << 18 if length is None else min(1 << 18, length))
-                if not data:
-                    break
-                pieces.append(data)
-                got += len(data)
-                if length is not None:
-                    length -= len(data)
-                if writing is not None and writing.done():
-                    await written()
-                if got >= _PIECE:
-                    await written()
-                    flush()
-        finally:
-            timer.cancel()
-            await written()
-            flush()
-            await written()
+        while length is None or length > 0:
+            data = await read(1 << 18 if length is None else min(1 << 18, length))
+            if not data:
+                return
+            sink((data,))
+            if length is not None:
+                length -= len(data)
 
 
 async def _through(future: asyncio.Future[None]) -> None:

@@ -72,7 +72,7 @@ _OFTEN: Final = 0.05
 _ROUNDS: Final = 5
 _AGAIN: Final = 2
 #: Bytes read from disk at a time.
-_PIECE: Final = 1 << 20
+_PIECE: Final = 1 << 18
 _NOT_MD5: Final = "another MD5"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -265,7 +265,8 @@ class _Part:
     done: dict[int, int]
     #: Whether it is read from its beginning in one stream, as the store can do no other.
     whole: bool = False
-    verified: bool = False
+    #: Why it is not what it should be, once it was read; empty if it is.
+    mismatch: str = ""
 
     def gaps(self, size: int) -> list[tuple[int, int]]:
         """What is still to be read."""
@@ -466,6 +467,8 @@ class _Job:
                     part.whole = True
                 if part.whole and part.gaps(size):
                     await self._read_gap(part, descriptor, 0, size)
+            # While other files are still being read, this one is checked and goes to disk.
+            part.mismatch = await _in_thread(lambda: _settle(part, descriptor))
         finally:
             os.close(descriptor)
         self.tell(files_done=self._progress.files_done + 1)
@@ -489,9 +492,15 @@ class _Job:
         failures = 0
         loop = asyncio.get_running_loop()
 
-        def sink(pieces: Sequence[bytes]) -> None:
-            more = writer.write(pieces)
-            loop.call_soon_threadsafe(self.count, more)
+        untold, told = 0, time.monotonic()
+
+        def sink(pieces: Sequence[bytes | memoryview]) -> None:
+            nonlocal untold, told
+            untold += writer.write(pieces)
+            now = time.monotonic()
+            if now - told >= _OFTEN:  # waking the event loop for each piece would cost more than writing it
+                loop.call_soon_threadsafe(self.count, untold)
+                untold, told = 0, now
 
         while True:
             at = writer.at
@@ -501,6 +510,7 @@ class _Job:
                 )
                 if end is None or writer.at >= end:
                     await asyncio.to_thread(writer.finish)
+                    self.count(untold)
                     return writer.at
                 raise StoreUnavailableError(
                     f"{self.version.url}/{part.file.path} ends after {writer.at} bytes of {part.file.size}"
@@ -540,7 +550,7 @@ class _Job:
         bad: list[tuple[_Part, str]] = []
 
         async def one(part: _Part) -> None:
-            why = await _in_thread(lambda: _mismatch(part))
+            why = part.mismatch
             if (
                 why.startswith(_NOT_MD5)
                 # Of some encrypted objects S3 gives what only looks like an MD5.
@@ -551,10 +561,8 @@ class _Job:
                 bad.append((part, why))
                 assert self._journal is not None
                 await asyncio.to_thread(self._journal.forget, part)
-            else:
-                part.verified = True
 
-        await _workers([lambda part=part: one(part) for part in parts if not part.verified], 2)  # type: ignore[misc]
+        await _workers([lambda part=part: one(part) for part in parts if part.mismatch], 2)  # type: ignore[misc]
         return bad
 
     async def _finish(self, parts: list[_Part]) -> Path:
@@ -829,7 +837,7 @@ class _ChunkWriter:
         self._from = start  # where the current chunk begins
         self._crc = 0
 
-    def write(self, pieces: Sequence[bytes]) -> int:
+    def write(self, pieces: Sequence[bytes | memoryview]) -> int:
         """Write `pieces` after what was written before; in a thread. Gives the number of bytes."""
         written = 0
         if self.at + sum(map(len, pieces)) > self.limit:
@@ -879,6 +887,13 @@ def _open_part(path: Path, size: int | None) -> int:
     return descriptor
 
 
+def _settle(part: _Part, descriptor: int) -> str:
+    """Bring a file to disk for good, and say why it is not what it should be; blocking."""
+    why = _mismatch(part)
+    os.fsync(descriptor)
+    return why
+
+
 def _mismatch(part: _Part) -> str:
     """Why a file on disk is not what it should be, or an empty text; blocking."""
     size = part.path.stat().st_size
@@ -888,9 +903,10 @@ def _mismatch(part: _Part) -> str:
     if kind not in ("md5", "sha256"):
         return ""
     digest = hashlib.new(kind, usedforsecurity=False)
+    buffer = memoryview(bytearray(_PIECE))
     with open(part.path, "rb", buffering=0) as file:
-        while data := file.read(_PIECE):
-            digest.update(data)
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     if digest.hexdigest() != expected.lower():
         what = _NOT_MD5 if kind == "md5" else "another SHA-256"
         return f"{what}: {part.file.path} has {digest.hexdigest()} instead of {expected}"

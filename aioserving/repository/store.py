@@ -313,7 +313,7 @@ class Store:
         path = self._path(version, file)
         given = 0
 
-        def counted(pieces: Sequence[bytes]) -> None:
+        def counted(pieces: Sequence[bytes | memoryview]) -> None:
             nonlocal given
             sink(pieces)
             given += sum(map(len, pieces))
@@ -513,7 +513,7 @@ class Store:
             raise refuse(f"has more than {self.limits.manifest_bytes} bytes")
         data = bytearray()
 
-        def sink(pieces: Sequence[bytes]) -> None:
+        def sink(pieces: Sequence[bytes | memoryview]) -> None:
             for piece in pieces:
                 data.extend(piece)
             if len(data) > self.limits.manifest_bytes:
