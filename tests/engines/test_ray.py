@@ -32,14 +32,21 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own, which differ 
 def _ray() -> Iterator[None]:
     """Ray on this machine, for this module; it ends with it."""
     os.environ.update(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_USAGE_STATS_ENABLED="0")
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        object_store_memory=100 << 20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
+    for attempt in range(2):
+        try:
+            ray.init(
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                object_store_memory=100 << 20,
+                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+            )
+            break
+        except RuntimeError as error:  # Ray gives its own processes 30 s to begin
+            ray.shutdown()
+            if "Timed out" not in str(error) or attempt:
+                raise
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     with warnings.catch_warnings():
