@@ -193,9 +193,8 @@ def run() -> Report:
                         what = f"{kind} to {place}: MB per second, to {best}"
                         report.bars.append(Bar(what, 0.8, ratio.median, least=True))
     report.text(
-        "What an S3 fetch takes beyond the copy is the MD5 of its files, for which the server and the copy "
-        "leave no core of two unused; what one to memory takes beyond it is the CRC of its journal, as "
-        "the copy of a folder is made in the kernel."
+        "An S3 fetch checks the MD5 of every file, for which the server and the copy leave no core of two "
+        "unused; a folder is copied by the kernel, and fetched through this process."
     )
     report.table(("", "fastest copy", "its MB per second", "the fetch's", "to the copy"), table)
     return report
