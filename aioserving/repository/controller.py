@@ -77,7 +77,7 @@ _LOOK_AGAIN: Final = 0.5
 #: Seconds after which a version that seemed half uploaded is looked at again.
 _UNSETTLED: Final = 1.0
 #: Parts in which the models of a server at rest are asked for, one part a period.
-_SLICES: Final = 12
+_SLICES: Final = 20
 #: Questions to one server at a time.
 _AT_ONCE: Final = 16
 #: Seconds that a server has for the status of a model, and for a reload.
