@@ -1,7 +1,5 @@
 """`aioserving repository`, against a service whose controller does what tests say."""
 
-
-
 from __future__ import annotations
 
 import asyncio

@@ -1,7 +1,5 @@
 """aioserving.repository._checked: kinds of values in set-up files, and places of problems."""
 
-
-
 from __future__ import annotations
 
 import sys
