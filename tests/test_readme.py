@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aioserving import write_config
@@ -32,6 +33,7 @@ def test_python_blocks_run(block: str, tmp_path: Path) -> None:
         tmp_path / "models.config",
         [{"name": "digits", "base_path": "/callable/digits", "model_version_policy": {"specific": [1]}}],
     )
+    np.save(tmp_path / "rows.npy", np.ones((600, 784), np.float32))
     models = {"digits": {1: row_sums(), 2: row_sums()}, "extra": {1: row_sums()}}
     with ModelServer(models, file_system_poll_wait_seconds=0.1) as server:
         code = block.replace("127.0.0.1:8500", server.target).replace("/models/", "/callable/")
@@ -52,6 +54,21 @@ def test_files_that_it_names_exist() -> None:
         assert (ROOT / link.replace("\\", "")).exists(), link
     for script in re.findall(r"python (\S+\.py)", README):
         assert (ROOT / script).exists(), script
+
+
+def test_the_commands_that_it_shows_can_be_read() -> None:
+    """Every `aioserving` command line has a command and options that there are."""
+    click = pytest.importorskip("click", reason="needs the extra `cli`")
+    pytest.importorskip("rich", reason="needs the extra `cli`")
+    from aioserving.cli.group import root
+
+    lines = re.findall(r"^aioserving (.*?)(?:\s#.*)?$", README, re.MULTILINE)
+    assert len(lines) >= 7
+    for line in lines:
+        name, *arguments = shlex.split(line)
+        command = root.get_command(click.Context(root), name)
+        assert command is not None, line
+        command.make_context(name, arguments, resilient_parsing=False)
 
 
 def test_the_methods_that_it_lists_exist() -> None:
