@@ -617,6 +617,9 @@ async def open_controller(setup: Setup, *, start: bool = True) -> AsyncIterator[
             fetcher,
             servers,
             poll_period=setup.poll,
+            max_concurrent_loads=setup.max_concurrent_loads,
+            server_grace=setup.server_grace,
+            extra_models=() if setup.other_models is None else setup.other_models,
             base_path=None if seen_as is None else lambda model: f"{seen_as.rstrip('/')}/{model}",
         )
         used.append(controller)

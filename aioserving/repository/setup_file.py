@@ -219,6 +219,12 @@ class Setup:
     service: ServiceSetup = field(default_factory=ServiceSetup)
     #: Seconds between two looks at store, disk and servers.
     poll: float = 10.0
+    #: Versions that may be loading on all servers together; None: no limit.
+    max_concurrent_loads: int | None = None
+    #: Seconds for which rollouts wait for a server that does not answer.
+    server_grace: float = 30.0
+    #: A ``model_config_file`` with the models that servers have beside those of the repository, or None.
+    other_models: Path | None = None
     #: The file, or None.
     source: Path | None = None
 
@@ -309,7 +315,19 @@ def read_policy(content: str, source: Path | None = None) -> Policy:
 
 
 def _setup(root: Entry, source: Path | None) -> Setup:
-    root.section({"store", "disk", "servers", "models", "service", "poll"})
+    root.section(
+        {
+            "store",
+            "disk",
+            "servers",
+            "models",
+            "service",
+            "poll",
+            "max_concurrent_loads",
+            "server_grace",
+            "other_models",
+        }
+    )
     nowhere = DiskSetup(Path())
     setup = Setup(
         store=root.need("store", _store, StoreSetup("")),
@@ -318,11 +336,26 @@ def _setup(root: Entry, source: Path | None) -> Setup:
         models=root.take("models", _models, {}),
         service=root.take("service", _service, ServiceSetup()),
         poll=root.take("poll", _positive_seconds, 10.0),
+        max_concurrent_loads=root.take("max_concurrent_loads", _checked.count, None),
+        server_grace=root.take("server_grace", _seconds, 30.0),
+        other_models=root.take("other_models", _other_models, None),
         source=source,
     )
     if "servers" in root and not setup.servers and not root.problems:
         root.report("name at least one server, such as a: 127.0.0.1:8500", "servers")
     return setup
+
+
+def _other_models(entry: Entry) -> Path:
+    from aioserving.configuration import read_config
+    from aioserving.errors import InvalidConfigError
+
+    path = _file(entry)
+    try:
+        read_config(path)
+    except (OSError, InvalidConfigError) as error:
+        raise Unfit(f"{path}: {error}") from None
+    return path
 
 
 def _store(entry: Entry) -> StoreSetup:

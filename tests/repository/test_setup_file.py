@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ store:
     client_kwargs: {endpoint_url: "http://127.0.0.1:9000", retries: 3}
 disk: {path: /var/models, quota: 50GB, seen_as: /models/}
 poll: 1m30s
+max_concurrent_loads: 2
+server_grace: 1m
 servers:
   a: {target: "unix:/run/a", token: {file: secrets/a}, allow_plaintext: true, timeout: 250ms}
 models:
@@ -78,6 +81,8 @@ service:
 
 FULL_TOML = """\
 poll = "1m30s"
+max_concurrent_loads = 2
+server_grace = "1m"
 [store]
 url = "models"
 options.key.env = "KEY"
@@ -123,7 +128,7 @@ def test_everything_in_both_syntaxes(content: str, syntax: str, tmp_path: Path) 
         50_000_000_000,
         "/models",
     )
-    assert setup.poll == 90.0
+    assert (setup.poll, setup.max_concurrent_loads, setup.server_grace) == (90.0, 2, 60.0)
     server = setup.servers["a"]
     assert (server.target, server.timeout) == ("unix:/run/a", 0.25)
     assert server.token == Secret("hush", f"file {tmp_path / 'secrets' / 'a'}")
@@ -181,13 +186,15 @@ poll: soon
     ("content", "expected"),
     [
         ("", "'store' is missing"),
-        ("[1, 2]", "expected a mapping with disk, models, poll, server"),
+        ("[1, 2]", "expected a mapping with disk, max_concurrent_loads, models, other_models, poll, server"),
         ("store: [", "not YAML: "),
         (MINIMAL + "poll: 5\npoll: 6", "line 6, column 1: poll: the key is there twice"),
         (MINIMAL + "1: x", "the key 1 is a whole number; put it in quotes"),
         (MINIMAL + "poll: 0", "poll: expected a duration of more than 0 seconds"),
         (MINIMAL + "poll: .inf", "poll: expected a duration of at least 0 seconds, got inf"),
         (MINIMAL + "poll: true", "poll: expected a duration"),
+        (MINIMAL + "max_concurrent_loads: 0", "max_concurrent_loads: expected a whole number, at least 1"),
+        (MINIMAL + "other_models: nowhere.config", "other_models: there is no file"),
         (MINIMAL.replace("127.0.0.1:8500", "dns:///models:8500"), "a name of many servers"),
         (MINIMAL + "  b: 127.0.0.1:8500", "servers.b: the same server as 'a'"),
         (MINIMAL + "  b c: 127.0.0.1:8501", "a server's name is letters"),
@@ -301,3 +308,38 @@ def _broken() -> SetupError:
         Path(file.name).write_bytes(b"\xff\xfe\x00")
         load_setup(file.name)
     return caught.value
+
+
+def test_servers_keep_the_models_that_are_none_of_the_repositorys(tmp_path: Path) -> None:
+    """What the file's settings are for reaches the controller: reloads name the other models, too."""
+    from aioserving import AsyncClient
+    from aioserving.repository.service import open_controller
+    from tests.repository.model_servers import LightServer
+    from tests.repository.stores import saved_model
+
+    def add(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "saved_model.pb").write_bytes(saved_model(variables=False, note="2"))
+
+    add(tmp_path / "store" / "double" / "1")
+    add(tmp_path / "elsewhere" / "other" / "1")
+    (tmp_path / "other.config").write_text(
+        f'model_config_list {{ config {{ name: "other" base_path: "{tmp_path}/elsewhere/other" '
+        'model_platform: "tensorflow" } }'
+    )
+
+    async def story(target: str) -> None:
+        setup = read_setup(
+            f"store: {tmp_path}/store\ndisk: {{path: {tmp_path}/disk}}\nservers: {{a: '{target}'}}\n"
+            f"models: {{double: {{versions: latest}}}}\npoll: 500ms\nother_models: {tmp_path}/other.config\n"
+            "max_concurrent_loads: 1\nserver_grace: 5\n"
+        )
+        async with open_controller(setup) as controller, AsyncClient(target) as client:
+            assert (controller.settings.max_concurrent_loads, controller.settings.server_grace) == (1, 5.0)
+            await controller.wait_converged(timeout=30.0)
+            for model in ("double", "other"):
+                await client.wait_until_available(model, version=1, timeout=20.0)
+                assert (await client.predict(model, {"x": [3.0]}))["y"].tolist() == [6.0]
+
+    with LightServer() as server:
+        asyncio.run(story(server.target))
