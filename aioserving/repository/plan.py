@@ -857,6 +857,9 @@ def _reloads(
         config: dict[str, Served] = {}
         new: list[tuple[bool, str, int]] = []
         held = ""
+        loading: dict[str, set[int]] = {}
+        for name, version in _loading(one):
+            loading.setdefault(name, set()).add(version)
         for name, model in models.items():
             remembered = state.model(name)
             versions, _ = _wanted_on(model, remembered, server)
@@ -864,8 +867,8 @@ def _reloads(
             if serving and not versions:
                 held = f"{name} {max(serving)} is served there, but is not on disk"
             told = (one.config or {}).get(name)
-            under_way = {version for label, version in _loading(one) if label == name}
-            known = (told.versions if told is not None else frozenset()) | model.available[server] | under_way
+            known = told.versions if told is not None else frozenset[int]()
+            known |= model.available[server] | loading.get(name, set())
             new += [(version not in remembered.good, name, version) for version in versions - known]
             config[name] = Served(frozenset(versions & known))
         if one.sending is not None:
