@@ -34,13 +34,16 @@ from aioserving.repository.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["Backend", "ChangedError", "Entry", "NoRangesError", "Sink", "open_backend", "public_url"]
+__all__ = ["Backend", "ChangedError", "Entry", "NoRangesError", "Put", "Sink", "open_backend", "public_url"]
 
 _T = TypeVar("_T")
 
 #: Takes what was read, in order, as one or more pieces, which are good for the time of the call; called in
 #: another thread than the event loop's, one call at a time.
 Sink: TypeAlias = "Callable[[Sequence[bytes | memoryview]], None]"
+
+#: Copies from an open file of this machine until it has all or the event is set; called in a thread.
+Put: TypeAlias = "Callable[[int, threading.Event], None]"
 
 #: Bytes handed on at a time, and of one request where a store cannot stream.
 _PIECE: Final = 1 << 18
@@ -83,6 +86,8 @@ class Backend:
     flat = False
     #: Whether a listing costs a request for every folder and file, so that what is known should be left out.
     costly = False
+    #: Whether its files are this machine's, which the kernel copies: `copy` works.
+    local = False
 
     def __init__(self, fs: Any, root: str, url: str) -> None:
         self.fs = fs
@@ -124,6 +129,17 @@ class Backend:
         stop = threading.Event()
         with _translated(f"{self.url}/{path}"):
             await self._thread(self._read, path, entry, start, end, sink, stop, stop=stop)
+
+    async def copy(self, path: str, entry: Entry, put: Put) -> None:
+        """Open a file where the store is `local`, and let `put` copy it.
+
+        Raises:
+            ChangedError: the file is another one than `entry` says, before or after.
+            NotInStoreError, StoreAccessError, StoreUnavailableError: it cannot be read.
+        """
+        stop = threading.Event()
+        with _translated(f"{self.url}/{path}"):
+            await self._thread(self._copy, path, entry, put, stop, stop=stop)
 
     async def is_md5(self, path: str, entry: Entry) -> bool:
         """Whether the MD5 among `entry`'s checksums is certainly one of the content."""
@@ -179,9 +195,14 @@ class Backend:
             sink((data,))
             start += len(data)
 
+    def _copy(self, path: str, entry: Entry, put: Put, stop: threading.Event) -> None:
+        raise NotImplementedError(f"{self.url} is not of this machine")
+
 
 class _Local(Backend):
     """Folders of this machine."""
+
+    local = True
 
     def _folders(self) -> list[str]:
         try:
@@ -230,8 +251,7 @@ class _Local(Backend):
         self, path: str, entry: Entry, start: int, end: int | None, sink: Sink, stop: threading.Event
     ) -> None:
         with open(self._full(path), "rb", buffering=0) as file:
-            if _stat_tag(os.fstat(file.fileno())) != entry.tag:
-                raise ChangedError(f"{self.url}/{path} has changed")
+            self._check(path, entry, file.fileno())
             end = entry.size if end is None else end
             file.seek(start)
             buffer = memoryview(bytearray(_PIECE))  # one for all: the processor's cache has it
@@ -241,6 +261,20 @@ class _Local(Backend):
                     return
                 sink((buffer[:count],))
                 start += count
+
+    def _copy(self, path: str, entry: Entry, put: Put, stop: threading.Event) -> None:
+        descriptor = os.open(self._full(path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._check(path, entry, descriptor)
+            put(descriptor, stop)
+            # Who writes into a file while it is copied changes its time.
+            self._check(path, entry, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _check(self, path: str, entry: Entry, descriptor: int) -> None:
+        if _stat_tag(os.fstat(descriptor)) != entry.tag:
+            raise ChangedError(f"{self.url}/{path} has changed")
 
 
 def _stat_tag(info: os.stat_result) -> str:

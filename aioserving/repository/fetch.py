@@ -16,6 +16,11 @@ How a version comes to disk
     once more, and what changed meanwhile is read again. The files and folders are synced, and one rename
     puts the version where servers look.
 
+    A store on this machine is copied by the kernel, file by file. Its bytes are not seen here, and so have
+    no checksum of their own in the journal: they are noted once they are synced, every 64 MB and when a copy
+    ends for whatever reason but a kill. MD5 and SHA-256 of a large file are computed while it comes, of what
+    is there without a gap.
+
 Memory holds a few pieces of a chunk for every read under way, whatever the size of the version.
 
 A version number means one content for ever, to the model server too: a version that is on disk is not
@@ -31,10 +36,11 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Container, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -65,7 +71,13 @@ State: TypeAlias = Literal["waiting", "listing", "fetching", "verifying", "unpac
 logger = logging.getLogger("aioserving.repository")
 
 #: Bytes of a file that are read as one stream.
-_STRIPE: Final = 64 << 20
+_STRIPE: Final = 128 << 20
+#: Bytes that the kernel copies at a time, and those after which they are synced and noted.
+_COPY: Final = 8 << 20
+_SYNC: Final = 64 << 20
+#: Bytes of a file that is hashed while it comes, and that are hashed at a time.
+_LARGE: Final = 8 << 20
+_HASHED: Final = 32 << 20
 #: Seconds between two notices of progress.
 _OFTEN: Final = 0.05
 #: How often a version is listed anew because files changed, and a file read anew because it is corrupt.
@@ -74,6 +86,10 @@ _AGAIN: Final = 2
 #: Bytes read from disk at a time.
 _PIECE: Final = 1 << 18
 _NOT_MD5: Final = "another MD5"
+#: What filesystems and systems say that cannot copy from one to another in this way.
+_CANNOT: Final = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
+)
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -267,6 +283,14 @@ class _Part:
     whole: bool = False
     #: Why it is not what it should be, once it was read; empty if it is.
     mismatch: str = ""
+    #: Its checksum as far as it was computed while it came.
+    hashing: _Hashing | None = None
+
+    @property
+    def checksum(self) -> tuple[str, str]:
+        """``"md5"`` or ``"sha256"`` and what it should be in hex; empty if there is none."""
+        kind, _, expected = (self.file.checksum or "").partition(":")
+        return (kind, expected.lower()) if kind in ("md5", "sha256") else ("", "")
 
     def gaps(self, size: int) -> list[tuple[int, int]]:
         """What is still to be read."""
@@ -433,45 +457,103 @@ class _Job:
         needed = 2 * total if self.version.kind == "archive" else total
         key = (self.version.model, self.version.version)
         await self.disk.room_for(needed, keep() if keep is not None else _Everything(), fetching=key)
+        # The largest first, so that none of them is under way alone at the end.
+        ordered = sorted(parts, key=lambda part: -(part.file.size or 0))
         await _workers(
-            [lambda part=part: self._read_file(part) for part in parts],  # type: ignore[misc]
+            [lambda part=part: self._read_file(part) for part in ordered],  # type: ignore[misc]
             self.fetcher.max_concurrent_files,
         )
         return parts
 
     async def _read_file(self, part: _Part) -> None:
         size = part.file.size
-        descriptor = await _in_thread(lambda: _open_part(part.path, size), undo=os.close)
-        try:
-            if size is None:
-                await self._read_unsized(part, descriptor)
-            else:
-                gaps = (
-                    []
-                    if part.whole
-                    else [
-                        (at, min(at + _STRIPE, end))
-                        for start, end in part.gaps(size)
-                        for at in range(start, end, _STRIPE)
-                    ]
-                )
-                try:
-                    await _workers(
-                        [
-                            lambda start=start, end=end: self._read_gap(part, descriptor, start, end)  # type: ignore[misc]
-                            for start, end in gaps
-                        ],
-                        max(2, self.fetcher.max_concurrent_files // 2),
-                    )
-                except NoRangesError:
-                    part.whole = True
-                if part.whole and part.gaps(size):
-                    await self._read_gap(part, descriptor, 0, size)
-            # While other files are still being read, this one is checked and goes to disk.
-            part.mismatch = await _in_thread(lambda: _settle(part, descriptor))
-        finally:
-            os.close(descriptor)
+        if self.store.local and size is not None:
+            await self._copy_file(part, size)
+        else:
+            descriptor = await _in_thread(lambda: _open_part(part.path, size), undo=os.close)
+            try:
+                if size is None:
+                    await self._read_unsized(part, descriptor)
+                else:
+                    await self._hashed(part, descriptor, self._read_sized(part, descriptor, size))
+                # While other files are still being read, this one is checked and goes to disk.
+                part.mismatch = await _in_thread(lambda: _settle(part, descriptor))
+            finally:
+                os.close(descriptor)
         self.tell(files_done=self._progress.files_done + 1)
+
+    async def _hashed(self, part: _Part, descriptor: int, reading: Coroutine[Any, Any, None]) -> None:
+        """Await `reading`, and hash what comes meanwhile, if there is something to compare that with."""
+        part.hashing = None
+        kind = part.checksum[0]
+        if not kind or (part.file.size or 0) < _LARGE:
+            await reading
+            return
+        part.hashing = hashing = _Hashing(kind, part.done, asyncio.get_running_loop())
+        task = asyncio.ensure_future(hashing.run(descriptor))
+        try:
+            await reading
+        finally:
+            # What is left then is hashed by whoever settles the file.
+            hashing.ended()
+            await asyncio.wait({task})
+        task.result()
+
+    async def _read_sized(self, part: _Part, descriptor: int, size: int) -> None:
+        gaps = (
+            []
+            if part.whole
+            else [
+                (at, min(at + _STRIPE, end))
+                for start, end in part.gaps(size)
+                for at in range(start, end, _STRIPE)
+            ]
+        )
+        try:
+            await _workers(
+                [
+                    lambda start=start, end=end: self._read_gap(part, descriptor, start, end)  # type: ignore[misc]
+                    for start, end in gaps
+                ],
+                max(2, self.fetcher.max_concurrent_files // 2),
+            )
+        except NoRangesError:
+            part.whole = True
+        if part.whole:
+            part.hashing = None  # it may have seen what is overwritten now
+        if part.whole and part.gaps(size):
+            await self._read_gap(part, descriptor, 0, size)
+
+    async def _copy_file(self, part: _Part, size: int) -> None:
+        """Have the kernel copy what is missing of a file of this machine, check it and sync it."""
+        assert self._journal is not None
+        copy = _KernelCopy(part, size, self._journal, self.fetcher.chunk_bytes, self.disk, self._counter())
+
+        async def copied() -> None:
+            async with self._room:
+                failures = 0
+                while True:
+                    at = copy.at
+                    try:
+                        await self._watched(lambda: self.store.copy(self.version, part.file, copy), copy)
+                        return
+                    except StoreUnavailableError as error:
+                        failures = 0 if copy.at > at else failures + 1
+                        if failures > self.fetcher.retries:
+                            raise StoreUnavailableError(f"{error}; tried {failures} times") from error
+                        await asyncio.sleep(_pause(failures))
+
+        try:
+            if part.checksum[0] and size >= _LARGE:
+                copy.settles = False
+                await _in_thread(copy.open)
+                await self._hashed(part, copy.descriptor, copied())
+                part.mismatch = await _in_thread(lambda: _settle(part, copy.descriptor))
+            else:
+                # All in one visit to a thread: for small files, the visits would take longest.
+                await copied()
+        finally:
+            copy.close()
 
     async def _read_unsized(self, part: _Part, descriptor: int) -> None:
         """A file whose size nobody knows: from its beginning to its end."""
@@ -490,17 +572,10 @@ class _Job:
             descriptor, part, self._journal, start, self.fetcher.chunk_bytes, limit, self.disk
         )
         failures = 0
-        loop = asyncio.get_running_loop()
-
-        untold, told = 0, time.monotonic()
+        count = self._counter()
 
         def sink(pieces: Sequence[bytes | memoryview]) -> None:
-            nonlocal untold, told
-            untold += writer.write(pieces)
-            now = time.monotonic()
-            if now - told >= _OFTEN:  # waking the event loop for each piece would cost more than writing it
-                loop.call_soon_threadsafe(self.count, untold)
-                untold, told = 0, now
+            count(writer.write(pieces))
 
         while True:
             at = writer.at
@@ -510,7 +585,7 @@ class _Job:
                 )
                 if end is None or writer.at >= end:
                     await asyncio.to_thread(writer.finish)
-                    self.count(untold)
+                    count(0, True)
                     return writer.at
                 raise StoreUnavailableError(
                     f"{self.version.url}/{part.file.path} ends after {writer.at} bytes of {part.file.size}"
@@ -526,7 +601,23 @@ class _Job:
                     writer.restart()
                 await asyncio.sleep(_pause(failures))
 
-    async def _watched(self, read: Callable[[], Any], writer: _ChunkWriter) -> None:
+    def _counter(self) -> Callable[..., None]:
+        """What counts bytes from another thread: at once if its second argument is true."""
+        loop = asyncio.get_running_loop()
+        untold, told = 0, time.monotonic()
+
+        def count(more: int, now: bool = False) -> None:
+            nonlocal untold, told
+            untold += more
+            moment = time.monotonic()
+            # Waking the event loop for each piece would cost more than writing it.
+            if untold and (now or moment - told >= _OFTEN):
+                loop.call_soon_threadsafe(self.count, untold)
+                untold, told = 0, moment
+
+        return count
+
+    async def _watched(self, read: Callable[[], Any], writer: _ChunkWriter | _KernelCopy) -> None:
         """Let a read go on for as long as it brings something."""
         task = asyncio.ensure_future(read())
         try:
@@ -612,8 +703,9 @@ class _Job:
     def _publish(self, folder: Path, paths: dict[str, int]) -> Path:
         folders = {folder}
         for path in paths:
-            with open(folder / path, "rb") as file:
-                os.fsync(file.fileno())
+            if folder != self.files:  # else it was synced when it was checked
+                with open(folder / path, "rb") as file:
+                    os.fsync(file.fileno())
             parent = (folder / path).parent
             while parent not in folders:
                 folders.add(parent)
@@ -715,7 +807,8 @@ class Journal:
 
     The first line says of which files; a version whose files are others begins anew with those that are
     the same. Lines are added after their chunks were written, and may be lost together with them or
-    without: what counts is that a chunk on disk has the checksum of its line.
+    without: what counts is that a chunk on disk has the checksum of its line. A line without one is of
+    what was synced before it was added.
     """
 
     def __init__(self, path: Path) -> None:
@@ -761,9 +854,11 @@ class Journal:
         journal._descriptor = os.open(journal.path, os.O_WRONLY | os.O_APPEND)
         return journal, parts
 
-    def add(self, part: _Part, start: int, end: int, crc: int) -> None:
-        """Note a chunk that was written; from any thread."""
+    def add(self, part: _Part, start: int, end: int, crc: int | None) -> None:
+        """Note a chunk that was written; from any thread. Without a checksum it must be synced."""
         part.done[start] = end
+        if part.hashing is not None:
+            part.hashing.arrived(start, end)
         line = json.dumps([part.number, start, end, crc]) + "\n"
         os.write(self._descriptor, line.encode())  # one write, appended: lines stay whole
 
@@ -779,9 +874,9 @@ class Journal:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _read(self) -> dict[tuple[str, int | None, str], dict[int, tuple[int, int]]]:
+    def _read(self) -> dict[tuple[str, int | None, str], dict[int, tuple[int, int | None]]]:
         """Chunks by file: first byte -> byte after the last, checksum. What cannot be read ends it."""
-        found: dict[tuple[str, int | None, str], dict[int, tuple[int, int]]] = {}
+        found: dict[tuple[str, int | None, str], dict[int, tuple[int, int | None]]] = {}
         try:
             with open(self.path, encoding="utf-8", errors="replace") as text:
                 files = [(str(path), size, str(tag)) for path, size, tag in json.loads(text.readline())]
@@ -797,13 +892,19 @@ class Journal:
         return found
 
 
-def _intact(path: Path, chunks: dict[int, tuple[int, int]], size: int) -> dict[int, tuple[int, int]]:
+def _intact(
+    path: Path, chunks: dict[int, tuple[int, int | None]], size: int
+) -> dict[int, tuple[int, int | None]]:
     """Those chunks that are on disk as they were written."""
-    good: dict[int, tuple[int, int]] = {}
+    good: dict[int, tuple[int, int | None]] = {}
     try:
         with open(path, "rb", buffering=0) as file:
+            there = os.fstat(file.fileno()).st_size
             for start, (end, crc) in chunks.items():
-                if 0 <= start < end <= size:
+                if 0 <= start < end <= min(size, there):
+                    if crc is None:
+                        good[start] = (end, crc)
+                        continue
                     file.seek(start)
                     found, left = 0, end - start
                     while left:
@@ -869,6 +970,7 @@ class _ChunkWriter:
         self.at = self._from = self.begin
         self._crc = 0
         self.part.done.clear()
+        self.part.hashing = None  # it may have seen what is overwritten now
 
     def _note(self) -> None:
         self.journal.add(self.part, self._from, self.at, self._crc)
@@ -887,6 +989,181 @@ def _open_part(path: Path, size: int | None) -> int:
     return descriptor
 
 
+class _KernelCopy:
+    """Copies what is missing of a file of this machine; called with its descriptor, in a thread."""
+
+    def __init__(
+        self, part: _Part, size: int, journal: Journal, chunk: int, disk: Disk, count: Callable[..., None]
+    ) -> None:
+        self.part = part
+        self.size = size
+        self.journal = journal
+        self.piece = min(chunk, _COPY)
+        self.disk = disk
+        self.count = count
+        self.descriptor = -1
+        #: Whether the file is checked and synced in the same visit to a thread.
+        self.settles = True
+        #: Bytes copied, by which a copy that stalls is known.
+        self.at = 0
+
+    def __repr__(self) -> str:
+        return f"<_KernelCopy of {self.part.file.path}: {self.at} bytes>"
+
+    def open(self) -> None:
+        """Open what is copied to; a second time does nothing."""
+        if self.descriptor < 0:
+            try:
+                self.descriptor = _open_part(self.part.path, self.size)
+            except OSError as error:
+                raise _disk_error(error, self.disk) from error
+
+    def close(self) -> None:
+        """Close it; a second time does nothing."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def __call__(self, source: int, stop: threading.Event) -> None:
+        self.open()
+        gaps = self.part.gaps(self.size)
+        for start, end in gaps:
+            self._stretch(source, start, end, stop)
+        if stop.is_set():
+            return
+        if self.part.gaps(self.size):
+            raise StoreUnavailableError(f"{self.part.file.path} ends before its {self.size} bytes")
+        if self.settles:
+            try:
+                self.part.mismatch = _mismatch(self.part)
+                if not gaps:
+                    os.fsync(self.descriptor)
+            except OSError as error:
+                raise _disk_error(error, self.disk) from error
+
+    def _stretch(self, source: int, start: int, end: int, stop: threading.Event) -> None:
+        at = noted = start
+        try:
+            while at < end and not stop.is_set():
+                count = _kernel_copy(source, self.descriptor, at, min(self.piece, end - at))
+                if not count:
+                    return
+                if self.part.hashing is not None:
+                    self.part.hashing.arrived(at, at + count)
+                at += count
+                self.at += count
+                self.count(count)
+                if at - noted >= _SYNC:
+                    self._note(noted, at)
+                    noted = at
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _disk_error(error, self.disk) from error
+            raise
+        finally:
+            if at > noted:
+                self._note(noted, at)
+            self.count(0, True)
+
+    def _note(self, start: int, end: int) -> None:
+        """Sync what was copied, and note it: in this order, as it has no checksum."""
+        try:
+            os.fsync(self.descriptor)
+            self.journal.add(self.part, start, end, None)
+        except OSError as error:
+            raise _disk_error(error, self.disk) from error
+
+
+def _kernel_copy(source: int, target: int, at: int, count: int) -> int:
+    """Copy bytes between files, without bringing them here if the system can; gives how many."""
+    if sys.platform == "linux":
+        try:
+            # Which copies nothing at all on filesystems that can share blocks.
+            copied = os.copy_file_range(source, target, count, at, at)
+            if copied:
+                return copied
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+        try:
+            os.lseek(target, at, os.SEEK_SET)
+            return os.sendfile(target, source, at, count)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+    return os.pwrite(target, os.pread(source, min(count, _PIECE), at), at)
+
+
+class _Hashing:
+    """The checksum of a file, computed in threads while it comes: of what is there from its beginning on.
+
+    Args:
+        kind: of checksum, as hashlib calls it.
+        done: what is there already: first byte -> byte after the last.
+        loop: the one that `run` is awaited in; not given: only `hash` is used.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        done: Mapping[int, int] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.digest = hashlib.new(kind, usedforsecurity=False)
+        #: How much of the file is in the digest.
+        self.at = 0
+        self._front = 0
+        self._there = dict(done or {})
+        self._more = asyncio.Event()
+        self._loop = loop
+        self._ended = False
+        self._arrived(0, 0)
+
+    def __repr__(self) -> str:
+        return f"<_Hashing {self.digest.name}, {self.at} of {self._front} bytes>"
+
+    def arrived(self, start: int, end: int) -> None:
+        """Bytes were written; from any thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._arrived, start, end)
+
+    def ended(self) -> None:
+        """Nothing is read any more: `run` ends soon, wherever it is."""
+        self._ended = True
+        self._more.set()
+
+    async def run(self, descriptor: int) -> None:
+        """Hash what comes, until it has `ended`."""
+        while not self._ended:
+            if self.at < self._front:
+                upto = min(self._front, self.at + _HASHED)
+                await _in_thread(lambda upto=upto: self.hash(descriptor, upto))  # type: ignore[misc]
+            else:
+                self._more.clear()
+                await self._more.wait()
+
+    def hash(self, descriptor: int, upto: int | None = None) -> None:
+        """Hash as far as `upto` or, if that is None, the end of the file; blocking."""
+        buffer = memoryview(bytearray(_PIECE))
+        while upto is None or self.at < upto:
+            room = buffer if upto is None else buffer[: upto - self.at]
+            count = os.preadv(descriptor, [room], self.at)
+            if not count:
+                return
+            self.digest.update(room[:count])
+            self.at += count
+
+    def _arrived(self, start: int, end: int) -> None:
+        if end > start:
+            self._there[start] = max(end, self._there.get(start, 0))
+        for begin, upto in sorted(self._there.items()):
+            if begin > self._front:
+                break
+            self._front = max(self._front, upto)
+            del self._there[begin]
+        self._more.set()
+
+
 def _settle(part: _Part, descriptor: int) -> str:
     """Bring a file to disk for good, and say why it is not what it should be; blocking."""
     why = _mismatch(part)
@@ -899,15 +1176,14 @@ def _mismatch(part: _Part) -> str:
     size = part.path.stat().st_size
     if size != part.file.size:
         return f"{part.file.path} has {size} bytes instead of {part.file.size}"
-    kind, _, expected = (part.file.checksum or "").partition(":")
-    if kind not in ("md5", "sha256"):
+    kind, expected = part.checksum
+    if not kind:
         return ""
-    digest = hashlib.new(kind, usedforsecurity=False)
-    buffer = memoryview(bytearray(_PIECE))
+    hashing, part.hashing = part.hashing or _Hashing(kind), None
     with open(part.path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    if digest.hexdigest() != expected.lower():
+        hashing.hash(file.fileno())
+    found = hashing.digest.hexdigest()
+    if found != expected:
         what = _NOT_MD5 if kind == "md5" else "another SHA-256"
-        return f"{what}: {part.file.path} has {digest.hexdigest()} instead of {expected}"
+        return f"{what}: {part.file.path} has {found} instead of {expected}"
     return ""

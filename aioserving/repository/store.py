@@ -38,7 +38,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
-from aioserving.repository.backends import Backend, Entry, Sink, open_backend, public_url
+from aioserving.repository.backends import Backend, Entry, Put, Sink, open_backend, public_url
 from aioserving.repository.errors import (
     CorruptVersionError,
     IncompleteVersionError,
@@ -320,6 +320,21 @@ class Store:
 
         # Credentials may run out in the middle; what was given is not given again.
         await self._call(lambda backend: backend.read(path, file.entry, start + given, end, counted))
+
+    @property
+    def local(self) -> bool:
+        """Whether its files are this machine's, so that `copy` works."""
+        return self._backend is not None and self._backend.local
+
+    async def copy(self, version: StoredVersion, file: StoredFile, put: Put) -> None:
+        """Let `put` copy a file of a `local` store; see `backends.Backend.copy`.
+
+        Raises:
+            ChangedError: see `backends`.
+            StoreError: it cannot be read.
+        """
+        path = self._path(version, file)
+        await self._call(lambda backend: backend.copy(path, file.entry, put))
 
     async def is_md5(self, version: StoredVersion, file: StoredFile) -> bool:
         """Whether an MD5 among the checksums is one of the content, which some encrypted stores give not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
@@ -117,13 +118,13 @@ async def test_servers_never_see_half_a_version(
     """Until the rename nothing below the base that is being written has a name that a server scans."""
     write_version(root / "m" / "1", version_files(1, 1_000_000))
     seen: list[set[str]] = []
-    write = fetch_module._ChunkWriter.write
+    copy = fetch_module._kernel_copy
 
-    def spy(self: Any, pieces: Any) -> int:
+    def spy(*arguments: int) -> int:
         seen.append({path.name for path in (disk.base / "m").glob("*")})
-        return write(self, pieces)
+        return copy(*arguments)
 
-    monkeypatch.setattr(fetch_module._ChunkWriter, "write", spy)
+    monkeypatch.setattr(fetch_module, "_kernel_copy", spy)
     async with Fetcher(store, disk) as fetcher:
         await fetcher.fetch(await only(store))
     assert seen
@@ -412,17 +413,17 @@ async def test_a_listing_that_changes_while_it_is_read(
     old, new = version_files(1, 100_000), {**version_files(2, 150_000), "assets/words": b"a b c"}
     write_version(root / "m" / "1", old)
     version = await only(store)
-    read = Store.read
+    copy = Store.copy
     changed = False
 
     async def change(self: Store, *arguments: Any) -> None:
         nonlocal changed
-        await read(self, *arguments)
+        await copy(self, *arguments)
         if not changed:
             changed = True
             write_version(root / "m" / "1", new, age=60)
 
-    monkeypatch.setattr(Store, "read", change)
+    monkeypatch.setattr(Store, "copy", change)
     async with Fetcher(store, disk) as fetcher:
         path = await fetcher.fetch(version)
     assert changed
@@ -435,16 +436,16 @@ async def test_a_version_that_never_rests_is_refused(
     """Files that change each time they are read end in an error, not in a mixture."""
     write_version(root / "m" / "1", version_files(1))
     version = await only(store)
-    read = Store.read
+    copy = Store.copy
     turn = 0
 
     async def change(self: Store, *arguments: Any) -> None:
         nonlocal turn
-        await read(self, *arguments)
+        await copy(self, *arguments)
         turn += 1
         write_version(root / "m" / "1", version_files(turn, 1000 + turn))
 
-    monkeypatch.setattr(Store, "read", change)
+    monkeypatch.setattr(Store, "copy", change)
     async with Fetcher(store, disk) as fetcher:
         with pytest.raises(VersionChangedError, match="keep changing"):
             await fetcher.fetch(version)
@@ -491,15 +492,15 @@ async def test_a_full_disk_is_told_and_the_fetch_goes_on_later(
     """No space in the middle of a file is a NoRoomError; with space the rest is fetched, no more."""
     files = version_files(1, 1 << 20)
     write_version(root / "m" / "1", files)
-    pwrite = os.pwrite
+    copy = fetch_module._kernel_copy
     room = [500_000]
 
-    def full(descriptor: int, data: Any, at: int) -> int:
+    def full(source: int, target: int, at: int, count: int) -> int:
         if at >= room[0]:
             raise OSError(28, "No space left on device")
-        return pwrite(descriptor, data, at)
+        return copy(source, target, at, count)
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(fetch_module, "_kernel_copy", full)
     async with Fetcher(store, disk, chunk_bytes=1 << 16) as fetcher:
         version = await only(store)
         with pytest.raises(NoRoomError, match="full"):
@@ -571,3 +572,68 @@ async def test_fetchers_refuse_settings_that_make_no_sense(store: Store, disk: D
     with pytest.raises(ValueError, match="more than 0"):
         Fetcher(store, disk, chunk_bytes=0)
     assert "0 under way" in repr(Fetcher(store, disk))
+
+
+async def test_large_files_are_hashed_while_they_come(
+    blobs: Blobs, disk: Disk, root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that comes in several stripes, or is copied, the checksum is the whole file's."""
+    monkeypatch.setattr(fetch_module, "_STRIPE", 3 << 20)
+    files = version_files(1, 11_000_000)
+    sums = {**files, "SHA256SUMS": manifest_of(files)}
+    blobs.put("m/1", sums)
+    blobs.flip[f"m/1/{DATA}"] = 1  # of one stripe, which makes the file be read again
+    async with (
+        Store.open(blobs.url, settle=0.0) as served,
+        Fetcher(served, disk, chunk_bytes=1 << 20) as fetcher,
+    ):
+        assert contents(await fetcher.fetch(await only(served))) == sums
+    assert len([1 for kind, path, _ in blobs.log if (kind, path) == ("GET", f"m/1/{DATA}")]) == 8
+    write_version(root / "n" / "1", files, manifest=True)
+    async with Fetcher(store, disk) as fetcher:
+        assert contents(await fetcher.fetch(await only(store, "n"))) == sums
+    (root / "n" / "1" / DATA).write_bytes(files[DATA][:-1] + bytes([files[DATA][-1] ^ 1]))
+    (root / "n" / "1").rename(root / "n" / "2")
+    async with Fetcher(store, disk) as fetcher:
+        with pytest.raises(CorruptVersionError, match="SHA-256"):
+            await fetcher.fetch(await only(store, "n"))
+
+
+@pytest.mark.parametrize("refused", [("copy_file_range",), ("copy_file_range", "sendfile")])
+async def test_filesystems_that_cannot_copy_are_copied_from(
+    root: Path, store: Store, disk: Disk, monkeypatch: pytest.MonkeyPatch, refused: tuple[str, ...]
+) -> None:
+    """Where the kernel refuses one way of copying, the next one gives the same bytes."""
+    files = version_files(1, 700_000)
+    write_version(root / "m" / "1", files)
+
+    def refuse(*arguments: Any) -> int:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    for name in refused:
+        monkeypatch.setattr(os, name, refuse, raising=False)
+    async with Fetcher(store, disk, chunk_bytes=1 << 16) as fetcher:
+        assert contents(await fetcher.fetch(await only(store))) == files
+
+
+async def test_a_file_that_is_written_while_it_is_copied_is_copied_again(
+    root: Path, store: Store, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change in the middle of a copy is noticed by the file's time, and nothing of the old one is kept."""
+    old, new = version_files(1, 400_000), version_files(2, 400_000)
+    folder = write_version(root / "m" / "1", old)
+    version = await only(store)
+    copy = fetch_module._kernel_copy
+    changed: list[int] = []
+
+    def change(source: int, target: int, at: int, count: int) -> int:
+        if at and not changed:
+            changed.append(at)
+            write_version(folder, new, age=60)
+        return copy(source, target, at, count)
+
+    monkeypatch.setattr(fetch_module, "_kernel_copy", change)
+    async with Fetcher(store, disk, chunk_bytes=1 << 16) as fetcher:
+        path = await fetcher.fetch(version)
+    assert changed
+    assert contents(path) == new
