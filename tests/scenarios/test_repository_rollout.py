@@ -357,13 +357,14 @@ def test_a_rollout_from_s3(tmp_path: Path, s3: tuple[str, dict[str, Any]]) -> No
 
 
 CONTROLLER = """
-import asyncio, json, sys
-from pathlib import Path
+import asyncio, logging, sys
 from aioserving import AsyncClient
 from aioserving.repository.controller import Controller
 from aioserving.repository.disk import Disk
 from aioserving.repository.fetch import Fetcher
 from aioserving.repository.store import Store
+
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
 
 async def main():
     store = Store.open(sys.argv[1], settle=0.05)
@@ -381,7 +382,7 @@ asyncio.run(main())
 async def rounds_of_deaths(tmp_path: Path, rounds: int, seed: int) -> None:
     """Versions come; controller, servers and store die and return at random; it always converges."""
     rng = random.Random(seed)
-    store, base = tmp_path / "store", tmp_path / "disk"
+    store, base, log = tmp_path / "store", tmp_path / "disk", tmp_path / "controller.log"
     store.mkdir()
     upload(store, 1)
     async with fleet(2) as servers:
@@ -391,10 +392,11 @@ async def rounds_of_deaths(tmp_path: Path, rounds: int, seed: int) -> None:
         version = good = 1
 
         async def start() -> asyncio.subprocess.Process:
-            return await asyncio.create_subprocess_exec(
-                sys.executable, "-c", CONTROLLER, str(store), str(base),
-                *(server.target for server in servers), cwd=ROOT, stderr=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
+            with open(log, "a", encoding="utf-8") as stderr:
+                return await asyncio.create_subprocess_exec(
+                    sys.executable, "-c", CONTROLLER, str(store), str(base),
+                    *(server.target for server in servers), cwd=ROOT, stderr=stderr,
+                )  # fmt: skip
 
         process = await start()
         try:
@@ -417,7 +419,11 @@ async def rounds_of_deaths(tmp_path: Path, rounds: int, seed: int) -> None:
                     store.rename(tmp_path / "gone")
                     await asyncio.sleep(rng.uniform(0.1, 0.6))
                     (tmp_path / "gone").rename(store)
-                await converged(servers, good, f"round {number}, seed {seed}, {victim}, bad={bad}")
+                try:
+                    await converged(servers, good, f"round {number}, seed {seed}, {victim}, bad={bad}")
+                except AssertionError as error:
+                    told = "\n".join(log.read_text(encoding="utf-8").splitlines()[-60:])
+                    raise AssertionError(f"{error}; {process}; the last of the controller:\n{told}") from None
         finally:
             if process.returncode is None:
                 process.kill()
