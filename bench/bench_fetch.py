@@ -193,8 +193,10 @@ def run() -> Report:
                         what = f"{kind} to {place}: MB per second, to {best}"
                         report.bars.append(Bar(what, 0.8, ratio.median, least=True))
     report.text(
-        "An S3 fetch checks the MD5 of every file, for which the server and the copy leave no core of two "
-        "unused; a folder is copied by the kernel, and fetched through this process."
+        "An S3 fetch computes the MD5 of every file, of a large one while it comes. That takes 0.28 s of a "
+        "core for these 172 MB (0.6 GB per second), and hides only behind unused cores: of two, the "
+        "server and the client take most. In all the fetch takes about 0.9 s of processor time where the "
+        "copy takes 0.3 s. A folder is copied by the kernel both times, and hashed only against a manifest."
     )
     report.table(("", "fastest copy", "its MB per second", "the fetch's", "to the copy"), table)
     return report
