@@ -494,3 +494,45 @@ def test_death_after_every_step(seed: int) -> None:
             world.now += 0.5
     world.settle()
     assert all(4 in available for available, _ in world.served("m"))
+
+
+def _tiny(path: tuple[str, ...]) -> World:
+    """One server that serves version 1 as `stable`, version 2 in the store, and then what `path` names."""
+    world = World(servers=1)
+    world.set_policy("m", Policy(labels=STABLE))
+    world.upload("m", 1)
+    world.settle()
+    world.upload("m", 2, path[0])
+    for event in path[1:]:
+        server = world.servers["s0"]
+        if event == "turn":
+            world.turn()
+        elif event.startswith("dies"):
+            world.turn(steps=int(event[-1]))
+        elif event == "fetched":
+            world.fetched()
+        elif event == "poll":
+            server.poll()
+        elif event == "step":
+            server.step()
+        else:
+            world.kill("s0")
+            world.start("s0")
+        world.check()
+        world.now += 0.5
+    return world
+
+
+@pytest.mark.parametrize("before", [(), ("turn", "fetched", "turn")], ids=["new", "begun"])
+@pytest.mark.parametrize("kind", ["fine", "fails"])
+def test_every_order_in_a_tiny_world(kind: str, before: tuple[str, ...]) -> None:
+    """Every order of three steps, deaths and restarts does no harm, and leads to the good version."""
+    events = ("turn", "dies 0", "dies 2", "fetched", "poll", "step", "restart")
+    good = 2 if kind == "fine" else 1
+    for order in itertools.product(events, repeat=3):
+        try:
+            world = _tiny((kind, *before, *order))
+            world.settle()
+            assert world.served("m") == [({good}, {"stable": good})]
+        except AssertionError as error:
+            raise AssertionError(f"{', '.join(order)}: {error}") from error
