@@ -392,7 +392,7 @@ async def rounds_of_deaths(tmp_path: Path, rounds: int, seed: int) -> None:
         version = good = 1
 
         async def start() -> asyncio.subprocess.Process:
-            with open(log, "a", encoding="utf-8") as stderr:
+            with await asyncio.to_thread(open, log, "a") as stderr:
                 return await asyncio.create_subprocess_exec(
                     sys.executable, "-c", CONTROLLER, str(store), str(base),
                     *(server.target for server in servers), cwd=ROOT, stderr=stderr,
