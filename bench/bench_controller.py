@@ -104,7 +104,7 @@ def run(options: Options) -> Report:
         share, took = asyncio.run(measure(servers, models, periods, uploads))
         rows.append((str(servers), f"{share:.2%}", seconds(statistics.median(took)), seconds(max(took))))
         report.bars.append(
-            Bar(f"idle, {models} models, {servers} servers", GOAL * 100, share * 100, " % of a core")
+            Bar(f"idle, {models} models, {servers} servers", GOAL * 1e6, share * 1e6, " µs of CPU a second")
         )
         # The servers look at their disks every 0.2 s; loading takes them next to nothing.
         report.bars.append(
