@@ -875,8 +875,11 @@ def _reloads(
             yield Wait("a reload is under way", server=server)
             continue
         begun = []
-        for _, name, version in sorted(new):
-            if loads.begin(name):
+        for candidate, name, version in sorted(new):
+            if candidate and one.config is None and state.model(name).good & models[name].on_disk:
+                # A server whose first list has a version that fails never looks at its disk again.
+                yield Wait("the promoted versions come first", name, version, server)
+            elif loads.begin(name):
                 begun.append((name, version))
                 config[name] = Served(config[name].versions | {version})
             else:
