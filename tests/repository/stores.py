@@ -191,12 +191,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not body:
             self.reply(status, b"", {**headers, "Content-Length": str(len(part))})
             return
-        if blobs.flip.get(path, 0) and part:
+        if blobs.flip.get(path, 0) > 0 and part:
             blobs.flip[path] -= 1
             part = part[:-1] + bytes([part[-1] ^ 1])
         headers["Content-Length"] = str(len(part))
         cut = None
-        if blobs.truncate.get(path, 0):
+        if blobs.truncate.get(path, 0) > 0:
             blobs.truncate[path] -= 1
             cut = len(part) // 2
         stops = bool(blobs.hang.get(path, 0))

@@ -223,7 +223,7 @@ async def test_one_callers_cancel_leaves_the_others(blobs: Blobs, disk: Disk) ->
     blobs.hang[f"m/1/{DATA}"] = 2
     async with Store.open(blobs.url, settle=0.0) as store:
         version = await only(store)
-        async with Fetcher(store, disk, chunk_bytes=1 << 16) as fetcher:
+        async with Fetcher(store, disk, chunk_bytes=1 << 16, stall_timeout=2.0) as fetcher:
             first, second = fetcher.fetch(version), fetcher.fetch(version)
             impatient = asyncio.ensure_future(_await(first))
             async for progress in second:
@@ -251,7 +251,7 @@ async def test_joining_a_fetch_that_stops_begins_another(blobs: Blobs, disk: Dis
     """Whoever comes while the last share's cancel is under way gets a fetch of his own after it."""
     blobs.put("m/1", version_files(1, 1 << 20))
     blobs.hang[f"m/1/{DATA}"] = 1
-    async with Store.open(blobs.url, settle=0.0) as store, Fetcher(store, disk) as fetcher:
+    async with Store.open(blobs.url, settle=0.0) as store, Fetcher(store, disk, stall_timeout=2.0) as fetcher:
         version = await only(store)
         first = fetcher.fetch(version)
         async for progress in first:
