@@ -517,20 +517,20 @@ def test_objects_in_s3(tmp_path: Path) -> None:
     options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": f"http://{host}:{port}"}}
     try:
         fs = s3fs.S3FileSystem(**options)
-        fs.mkdir("bucket")
+        fs.mkdir("inputs")  # moto keeps the buckets of all its servers in one place
         for part, ending in ((0, ".parquet"), (1, ".parquet"), (0, ".csv")):
             local = write(tmp_path / f"p{part}", ending, 70, first=70 * part)
-            fs.put(str(local), f"bucket/rows/k={part}/p{part}{ending}")
-        inputs = open_inputs("s3://bucket/rows", format="parquet", storage_options=options)
-        assert [file.url for file in inputs.files] == [f"s3://bucket/rows/k={p}/p{p}.parquet" for p in (0, 1)]
+            fs.put(str(local), f"inputs/rows/k={part}/p{part}{ending}")
+        inputs = open_inputs("s3://inputs/rows", format="parquet", storage_options=options)
+        assert [file.url for file in inputs.files] == [f"s3://inputs/rows/k={p}/p{p}.parquet" for p in (0, 1)]
         assert all(file.fingerprint.startswith("etag:") for file in inputs.files)
         everything = rows_of(inputs)
         assert [(row["id"], row["k"]) for row in everything] == [(i, i // 70) for i in range(140)]
         cursor = cursors_of(inputs)[91]
         assert rows_of(inputs, cursor) == everything[91:]
-        found = open_inputs("s3://bucket/rows/k=0/*.csv", storage_options=options)
+        found = open_inputs("s3://inputs/rows/k=0/*.csv", storage_options=options)
         assert [row["id"] for row in rows_of(found)] == list(range(70))
-        fs.put(str(write(tmp_path / "other", ".parquet", 70)), "bucket/rows/k=1/p1.parquet")
+        fs.put(str(write(tmp_path / "other", ".parquet", 70)), "inputs/rows/k=1/p1.parquet")
         with pytest.raises(InputChanged):
             rows_of(inputs, cursor)
     finally:
