@@ -13,7 +13,7 @@ import sys
 
 from harness import SHAPES, Bar, Options, Report, Server, finish, interleave, seconds
 
-GOAL = 1.3
+GOAL = 1.25
 BASE = "native blocking stub"
 CLIENTS = {
     BASE: {"client": "grpc, blocking"},
