@@ -131,7 +131,8 @@ def _read(path: Path) -> dict[str, Any]:
             ) from error
     try:
         with path.open("rb") as file:
-            return tomllib.load(file)
+            loaded: dict[str, Any] = tomllib.load(file)
+            return loaded
     except OSError as error:
         raise CommandError(f"config file {path}: {error.strerror}", ExitCode.USAGE) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
