@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 
 import pytest
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that
+# they start: those that are to be interrupted would not notice.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
