@@ -263,10 +263,10 @@ async def test_hundreds_of_models_cost_one_listing_each(memory: Any) -> None:
     manifest = manifest_of({"saved_model.pb": b"x"})
     for model in range(100):
         for version in range(10):
-            memory.pipe_file(f"/root/m{model}/{version}/saved_model.pb", b"x")
-            memory.pipe_file(f"/root/m{model}/{version}/SHA256SUMS", manifest)
-    store = Store.open("memory://root")
-    backend = store._backend = Counted(memory, "/root", "memory://root")
+            memory.pipe_file(f"/shelf/m{model}/{version}/saved_model.pb", b"x")
+            memory.pipe_file(f"/shelf/m{model}/{version}/SHA256SUMS", manifest)
+    store = Store.open("memory://shelf")
+    backend = store._backend = Counted(memory, "/shelf", "memory://shelf")
     backend.calls = []
     backend.flat = True
     names = [f"m{model}" for model in range(100)]
@@ -281,8 +281,8 @@ async def test_hundreds_of_models_cost_one_listing_each(memory: Any) -> None:
     assert await store.versions("m7") == found["m7"]
     assert backend.calls == ["list m7"]
     backend.calls.clear()
-    memory.pipe_file("/root/m7/11/saved_model.pb", b"x")
-    memory.pipe_file("/root/m7/11/SHA256SUMS", manifest)
+    memory.pipe_file("/shelf/m7/11/saved_model.pb", b"x")
+    memory.pipe_file("/shelf/m7/11/SHA256SUMS", manifest)
     assert numbers((await store.listings(names))["m7"])[-1] == 11
     assert backend.calls == ["list ", "read m7/11/SHA256SUMS"]
     await store.close()
@@ -317,9 +317,9 @@ async def test_a_memory_store(memory: Any, tmp_path: Path) -> None:
     """What fsspec has no event loop for is listed and fetched too."""
     files = version_files(1, 200_000)
     for path, data in files.items():
-        memory.pipe_file(f"/root/m/1/{path}", data)
-    store = Store.open("memory://root", settle=0.0)
-    store._backend = Backend(memory, "/root", "memory://root")
+        memory.pipe_file(f"/shelf/m/1/{path}", data)
+    store = Store.open("memory://shelf", settle=0.0)
+    store._backend = Backend(memory, "/shelf", "memory://shelf")
     async with store, Fetcher(store, Disk(tmp_path / "disk"), chunk_bytes=1 << 16) as fetcher:
         (version,) = await store.versions("m")
         assert await store.models() == ["m"]
