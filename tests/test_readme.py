@@ -50,8 +50,9 @@ def test_python_blocks_run(block: str, tmp_path: Path) -> None:
 
 def test_files_that_it_names_exist() -> None:
     """No link and no command points at nothing."""
-    for link in re.findall(r"\]\(([^)#h][^)]*)\)", README):
-        assert (ROOT / link.replace("\\", "")).exists(), link
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#h][^)]*)\)", page.read_text()):
+            assert (page.parent / link.replace("\\", "")).exists(), f"{page.name}: {link}"
     for script in re.findall(r"python (\S+\.py)", README):
         assert (ROOT / script).exists(), script
 
