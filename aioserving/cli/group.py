@@ -129,9 +129,11 @@ class Root(Group):
         # gRPC's core has its own opinion of what is worth a line on standard error.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # What the library logs on the way to an error is in the error; commands that want it say so.
-        logging.getLogger("aioserving").setLevel(logging.CRITICAL)
-        self._main_shell_completion({}, PROGRAM)
+        logger = logging.getLogger("aioserving")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
         try:
+            self._main_shell_completion({}, PROGRAM)
             code = self._run(arguments)
             sys.stdout.flush()
         except BrokenPipeError:
@@ -139,6 +141,8 @@ class Root(Group):
         except (KeyboardInterrupt, click.Abort):
             _tell("interrupted", ())
             code = ExitCode.INTERRUPTED
+        finally:
+            logger.setLevel(level)  # whoever runs a command line in a process of their own goes on as before
         if code == ExitCode.PIPE:
             _let_go()
         with contextlib.suppress(BrokenPipeError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -82,12 +81,7 @@ def run(home: Path) -> Run:
     def call(
         *arguments: str, input: str | bytes | None = None, env: Mapping[str, str | None] | None = None
     ) -> Ran:
-        logger = logging.getLogger("aioserving")
-        level = logger.level
-        try:
-            result = CliRunner(**mixed).invoke(root, list(arguments), input=input, env=env)
-        finally:
-            logger.setLevel(level)  # a command quiets the library for its whole process
+        result = CliRunner(**mixed).invoke(root, list(arguments), input=input, env=env)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return Ran(result.exit_code, result.stdout, result.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import pty
 import re
@@ -189,6 +190,7 @@ def test_a_command_is_a_line_and_a_module(tmp_path: Path, monkeypatch: pytest.Mo
     own = Root(name="x", table={"two-words": "Hello.", "lacks": "No."}, package="some_commands")
     assert own.run(["two-words"]) == 0
     assert own.run(["lacks"]) == ExitCode.MISSING_EXTRA
+    assert logging.getLogger("aioserving").level == logging.NOTSET, "quiet only while the command runs"
 
 
 def test_without_click_one_line_names_the_extra(environment: dict[str, str]) -> None:

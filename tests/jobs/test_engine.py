@@ -777,50 +777,38 @@ async def _to(port: Any, data: pathlib.Path, out: pathlib.Path, **settings: Any)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:moto")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:werkzeug")
-def test_a_job_on_s3(server: Any, data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_on_s3(
+    server: Any, data: pathlib.Path, s3: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From and to an S3 interface: parts appear, the lock is exclusive, an ended job goes on."""
-    pytest.importorskip("s3fs", reason="needs s3fs, which is no extra's")
-    moto = pytest.importorskip("moto.server", reason="needs moto's server, of the extra `dev`")
     import s3fs
 
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "x"),
-        ("AWS_SECRET_ACCESS_KEY", "x"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    store = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    store.start()
-    host, port = store.get_host_and_port()
-    options = {"endpoint_url": f"http://{host}:{port}", "skip_instance_cache": True}
-    try:
-        files = s3fs.S3FileSystem(**options)
-        files.mkdir("bucket")
-        for path in sorted(data.glob("*")):
-            files.pipe_file(f"bucket/in/{path.name}", path.read_bytes())
-        monkeypatch.setattr(storage, "LEASE", 1.0)
-        place = storage.open_storage("s3://bucket/locked", options)
-        with place.lock(), pytest.raises(OutputLockedError, match="pid"):
-            storage.open_storage("s3://bucket/locked", options).lock()
-        with pytest.MonkeyPatch.context() as patch:
-            complete = engine._Run._complete_part
+    options = {**s3, "skip_instance_cache": True}
+    files = s3fs.S3FileSystem(**options)
+    files.mkdir("bucket")
+    for path in sorted(data.glob("*")):
+        files.pipe_file(f"bucket/in/{path.name}", path.read_bytes())
+    monkeypatch.setattr(storage, "LEASE", 1.0)
+    place = storage.open_storage("s3://bucket/locked", options)
+    with place.lock(), pytest.raises(OutputLockedError, match="pid"):
+        storage.open_storage("s3://bucket/locked", options).lock()
+    with pytest.MonkeyPatch.context() as patch:
+        complete = engine._Run._complete_part
 
-            def stop(self: Any) -> None:
-                if self._manifest.next_part == 2:
-                    raise RuntimeError("in between")
-                complete(self)
+        def stop(self: Any) -> None:
+            if self._manifest.next_part == 2:
+                raise RuntimeError("in between")
+            complete(self)
 
-            patch.setattr(engine._Run, "_complete_part", stop)
-            with pytest.raises(RuntimeError, match="in between"):
-                score(server, "s3://bucket/in/", "s3://bucket/out", storage_options=options)
-        summary = score(server, "s3://bucket/in/", "s3://bucket/out", storage_options=options)
-        assert (summary.resumed, summary.rows) == (400, 1050)
-        files.invalidate_cache()
-        found: list[dict[str, Any]] = []
-        for path in sorted(files.glob("bucket/out/part-*")):
-            with files.open(path) as file:
-                found += pq.read_table(file).to_pylist()
-        assert found == expected(rows(1050))
-        assert files.exists("bucket/out/_SUCCESS")
-    finally:
-        store.stop()
+        patch.setattr(engine._Run, "_complete_part", stop)
+        with pytest.raises(RuntimeError, match="in between"):
+            score(server, "s3://bucket/in/", "s3://bucket/out", storage_options=options)
+    summary = score(server, "s3://bucket/in/", "s3://bucket/out", storage_options=options)
+    assert (summary.resumed, summary.rows) == (400, 1050)
+    files.invalidate_cache()
+    found: list[dict[str, Any]] = []
+    for path in sorted(files.glob("bucket/out/part-*")):
+        with files.open(path) as file:
+            found += pq.read_table(file).to_pylist()
+    assert found == expected(rows(1050))
+    assert files.exists("bucket/out/_SUCCESS")

@@ -505,37 +505,27 @@ def test_files_over_http(tmp_path: Path, web: str) -> None:
             rows_of(inputs)
 
 
-def test_objects_in_s3(tmp_path: Path) -> None:
+def test_objects_in_s3(tmp_path: Path, s3: dict[str, Any]) -> None:
     """Objects of an S3 store are read from any row on; a replaced one is noticed by its etag."""
-    pytest.importorskip("s3fs", reason="needs s3fs")
-    moto = pytest.importorskip("moto.server", reason="needs moto's server")
     import s3fs
 
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": f"http://{host}:{port}"}}
-    try:
-        fs = s3fs.S3FileSystem(**options)
-        fs.mkdir("inputs")  # moto keeps the buckets of all its servers in one place
-        for part, ending in ((0, ".parquet"), (1, ".parquet"), (0, ".csv")):
-            local = write(tmp_path / f"p{part}", ending, 70, first=70 * part)
-            fs.put(str(local), f"inputs/rows/k={part}/p{part}{ending}")
-        inputs = open_inputs("s3://inputs/rows", format="parquet", storage_options=options)
-        assert [file.url for file in inputs.files] == [f"s3://inputs/rows/k={p}/p{p}.parquet" for p in (0, 1)]
-        assert all(file.fingerprint.startswith("etag:") for file in inputs.files)
-        everything = rows_of(inputs)
-        assert [(row["id"], row["k"]) for row in everything] == [(i, i // 70) for i in range(140)]
-        cursor = cursors_of(inputs)[91]
-        assert rows_of(inputs, cursor) == everything[91:]
-        found = open_inputs("s3://inputs/rows/k=0/*.csv", storage_options=options)
-        assert [row["id"] for row in rows_of(found)] == list(range(70))
-        fs.put(str(write(tmp_path / "other", ".parquet", 70)), "inputs/rows/k=1/p1.parquet")
-        with pytest.raises(InputChanged):
-            rows_of(inputs, cursor)
-    finally:
-        s3fs.S3FileSystem.clear_instance_cache()
-        server.stop()
+    fs = s3fs.S3FileSystem(**s3)
+    fs.mkdir("inputs")
+    for part, ending in ((0, ".parquet"), (1, ".parquet"), (0, ".csv")):
+        local = write(tmp_path / f"p{part}", ending, 70, first=70 * part)
+        fs.put(str(local), f"inputs/rows/k={part}/p{part}{ending}")
+    inputs = open_inputs("s3://inputs/rows", format="parquet", storage_options=s3)
+    assert [file.url for file in inputs.files] == [f"s3://inputs/rows/k={p}/p{p}.parquet" for p in (0, 1)]
+    assert all(file.fingerprint.startswith("etag:") for file in inputs.files)
+    everything = rows_of(inputs)
+    assert [(row["id"], row["k"]) for row in everything] == [(i, i // 70) for i in range(140)]
+    cursor = cursors_of(inputs)[91]
+    assert rows_of(inputs, cursor) == everything[91:]
+    found = open_inputs("s3://inputs/rows/k=0/*.csv", storage_options=s3)
+    assert [row["id"] for row in rows_of(found)] == list(range(70))
+    fs.put(str(write(tmp_path / "other", ".parquet", 70)), "inputs/rows/k=1/p1.parquet")
+    with pytest.raises(InputChanged):
+        rows_of(inputs, cursor)
 
 
 # -- Arrow --------------------------------------------------------------------------------------------

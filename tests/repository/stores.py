@@ -20,7 +20,6 @@ __all__ = [
     "Blobs",
     "contents",
     "manifest_of",
-    "moto",
     "saved_model",
     "version_files",
     "web",
@@ -80,27 +79,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
-
-
-# ---------------------------------------------------------------------------------------------- S3
-
-
-@contextlib.contextmanager
-def moto() -> Iterator[dict[str, Any]]:
-    """An S3 server; gives fsspec's options for it. Region and proxies of this machine do not matter."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        yield {
-            "key": "key",
-            "secret": "secret",
-            "client_kwargs": {"endpoint_url": f"http://{host}:{port}", "region_name": "eu-central-1"},
-        }
-    finally:
-        server.stop()
 
 
 # --------------------------------------------------------------------------------------------- HTTP

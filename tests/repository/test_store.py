@@ -34,7 +34,6 @@ from tests.repository.stores import (
     Blobs,
     contents,
     manifest_of,
-    moto,
     version_files,
     web,
     write_version,
@@ -327,36 +326,33 @@ async def test_a_memory_store(memory: Any, tmp_path: Path) -> None:
     assert contents(path) == files
 
 
-async def test_s3(tmp_path: Path) -> None:
+async def test_s3(tmp_path: Path, s3: dict[str, Any]) -> None:
     """Over the real protocol: listed in pages, fetched in stripes with MD5 where the ETag is one."""
-    pytest.importorskip("s3fs", reason="S3 needs s3fs")
-    pytest.importorskip("moto.server", reason="an S3 server for tests is moto's")
     files = version_files(1, 3_000_000)
-    with moto() as options:
-        fs = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False, **options)
-        fs.mkdir("bucket")
-        for path, data in files.items():
-            fs.pipe_file(f"bucket/models/m/1/{path}", data)
-        fs.pipe_file("bucket/models/m/1/", b"")  # as consoles make folders
-        fs.pipe_file("bucket/models/other/x", b"")
-        async with Store.open("s3://bucket/models", storage_options=options, settle=0.1) as store:
-            assert await store.models() == ["m", "other"]
-            (version,) = await store.versions("m")
-            assert version.url == "s3://bucket/models/m/1"
-            assert {(file.checksum or "")[:4] for file in await store.files(version)} == {"md5:"}
-            async with Fetcher(store, Disk(tmp_path / "disk"), chunk_bytes=1 << 18) as fetcher:
-                path = await fetcher.fetch(version)
-            assert contents(path) == files
-            assert await store.versions("nothing") == []
-            for name in files:
-                fs.rm_file(f"bucket/models/m/1/{name}")
-            fs.rm_file("bucket/models/m/1/")
-            with pytest.raises(NotInStoreError):
-                await store.files(version)
-        async with Store.open("s3://missing/models", storage_options=options) as store:
-            with pytest.raises((NotInStoreError, StoreUnavailableError)):
-                await store._call(lambda backend: backend.read("x", file_entry(), 0, None, print))
-        fs.close_session(fs.loop, fs._s3)
+    fs = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False, **s3)
+    fs.mkdir("bucket")
+    for path, data in files.items():
+        fs.pipe_file(f"bucket/models/m/1/{path}", data)
+    fs.pipe_file("bucket/models/m/1/", b"")  # as consoles make folders
+    fs.pipe_file("bucket/models/other/x", b"")
+    async with Store.open("s3://bucket/models", storage_options=s3, settle=0.1) as store:
+        assert await store.models() == ["m", "other"]
+        (version,) = await store.versions("m")
+        assert version.url == "s3://bucket/models/m/1"
+        assert {(file.checksum or "")[:4] for file in await store.files(version)} == {"md5:"}
+        async with Fetcher(store, Disk(tmp_path / "disk"), chunk_bytes=1 << 18) as fetcher:
+            path = await fetcher.fetch(version)
+        assert contents(path) == files
+        assert await store.versions("nothing") == []
+        for name in files:
+            fs.rm_file(f"bucket/models/m/1/{name}")
+        fs.rm_file("bucket/models/m/1/")
+        with pytest.raises(NotInStoreError):
+            await store.files(version)
+    async with Store.open("s3://missing/models", storage_options=s3) as store:
+        with pytest.raises((NotInStoreError, StoreUnavailableError)):
+            await store._call(lambda backend: backend.read("x", file_entry(), 0, None, print))
+    fs.close_session(fs.loop, fs._s3)
 
 
 def file_entry() -> Any:
