@@ -222,7 +222,15 @@ async def serve(shape: tuple[int, ...], kind: str) -> None:
     # As aioserving's client does for its own: large messages reuse memory, so that the server's part,
     # which is the same for all, is short.
     bytes(32 * 1024 * 1024 - 64 * 1024)
-    server = aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)])
+    server = aio.server(
+        options=[
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.so_reuseport", 0),
+            # gRPC's core cancels calls, by chance, once 1,000 wait to be taken up, and all after 3,000.
+            ("grpc.server.max_pending_requests", 1_000_000),
+            ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
+        ]
+    )
     metadata = metadata_answer(shape, kind)
     if kind == "rows":
         row_size = 4 * int(np.prod(shape[1:]))
