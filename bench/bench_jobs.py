@@ -41,7 +41,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from harness import HERE, Bar, Report, Spread, environment, finish, has_tensorflow
+from harness import HERE, Bar, Options, Report, Spread, environment, finish
 
 #: Rows of a call, calls at a time.
 BATCH, AT_A_TIME = 256, 8
@@ -232,9 +232,9 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def take_turns(target: str, files: list[str], rows: int) -> dict[str, list[dict[str, float]]]:
-    calls = {JOB: CALLS, BARE: CALLS, RECIPE: min(RECIPE_CALLS, CALLS)}
-    ways = [way for way in WAYS if way != RECIPE or has_tensorflow()]
+def take_turns(target: str, files: list[str], options: Options) -> dict[str, list[dict[str, float]]]:
+    calls = {way: options.calls(RECIPE_CALLS if way == RECIPE else CALLS) for way in WAYS}
+    ways = [way for way in WAYS if way != RECIPE or options.tensorflow]
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     chance = random.Random(0)
     with contextlib.ExitStack() as stack:
@@ -244,7 +244,7 @@ def take_turns(target: str, files: list[str], rows: int) -> dict[str, list[dict[
         }
         for process in running.values():
             line_of(process)
-        for _ in range(ROUNDS):
+        for _ in range(options.rounds(ROUNDS)):
             chance.shuffle(ways)
             for way in ways:
                 stdin = running[way].stdin
@@ -255,13 +255,12 @@ def take_turns(target: str, files: list[str], rows: int) -> dict[str, list[dict[
     return found
 
 
-def run() -> Report:
+def run(options: Options) -> Report:
     from aioserving.testing import ServerProcess
 
     report = Report("jobs", "Jobs from file to file")
     report.text((__doc__ or "").partition("python bench/bench_jobs.py")[2].strip())
-    quick = CALLS < 100
-    rows = CALLS * BATCH if quick else 1_000_000
+    rows = options.calls(CALLS) * BATCH if options.quick else 1_000_000
     folder = pathlib.Path(tempfile.mkdtemp(prefix="aioserving-bench-"))
     environ = {"PYTHONPATH": str(HERE), "OPENBLAS_NUM_THREADS": "1"}
     try:
@@ -272,10 +271,10 @@ def run() -> Report:
             for number in range(1, 5):
                 os.link(folder / "rows-0.parquet", folder / f"rows-{number}.parquet")
             files = [str(folder / f"rows-{number}.parquet") for number in range(5)]
-            turns = take_turns(server.target, files[:1], rows)
+            turns = take_turns(server.target, files[:1], options)
             report_rates(report, turns)
             if sys.platform == "linux":
-                sizes = (rows,) if quick else SIZES
+                sizes = (rows,) if options.quick else SIZES
                 report_memory(report, server.target, folder, files, sizes, rows)
     finally:
         shutil.rmtree(folder)
@@ -328,7 +327,7 @@ def main() -> int:
         _, _, target, small, files = sys.argv
         tell_memory(target, small, json.loads(files))
         return 0
-    return finish(run())
+    return finish(run(Options.from_arguments(__doc__)))
 
 
 if __name__ == "__main__":

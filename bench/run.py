@@ -32,6 +32,7 @@ REPORTING = (
     "peers",
     "mnist",
     "scaling",
+    "jobs",
 )
 #: Benchmarks with a `main` of their own, which print a table and give 1 if they missed a goal.
 PRINTING = tuple(

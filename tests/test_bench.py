@@ -90,6 +90,19 @@ def test_rest_and_grpc_are_compared_with_a_server_and_without() -> None:
     assert all(re.fullmatch(r"-?\d+%", row[1]) for row in shares)
 
 
+def test_a_job_is_compared_with_bare_calls_and_its_memory_told() -> None:
+    """Jobs and bare calls take turns over the same file, and a run over it tells the memory it takes."""
+    for name in ("pyarrow", "fsspec"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name}, of the extra 'batch', is not installed")
+    output = run("bench_jobs.py", "--no-tensorflow")
+    found = {row[0]: row[1:] for row in rows(output)}
+    assert re.fullmatch(r"[\d,]+", found["a job, Parquet to Parquet"][0]), output
+    assert re.fullmatch(r"\d+\.\d\dx \(.*\)", found["bare grpc.aio, prepared bytes"][1]), output
+    if sys.platform == "linux":
+        assert re.fullmatch(r"-?\d+ MB", found["2,048"][0]), output
+
+
 def test_scaling_tells_what_limits(harness: ModuleType) -> None:
     """A curve that flattens is told by who is busy: the machine, one process, or nobody."""
     scaling = importlib.import_module("bench_scaling")
