@@ -21,6 +21,8 @@ What a reload is made of keeps clear of the real server's traps:
   version that a label leaves is unloaded by a later reload, not by the one that moves the label.
 - What a server was told before cannot be asked for. So the first reload by a new controller, or after a
   restart of the server, takes away nothing that is available.
+- A server whose very first list has a model that fails to load never looks at its disk again, and refuses
+  every later list with that model. So a server that has nothing is given an empty list first.
 - The last available version of a model is not taken away but for a better one, or a person's decision.
 
 This module knows no store, no disk and no network; the controller looks and acts.
@@ -235,6 +237,8 @@ class Reload:
             f"{model}: {label} to {version}" if version is not None else f"{model}: no {label}"
             for model, label, version in self.labels
         ]
+        if not self.config:
+            parts += ["begin with nothing"] * (not parts)
         return f"reload {self.server}: {', '.join(parts) or 'make sure that it has what it was told'}"
 
 
@@ -854,6 +858,15 @@ def _reloads(
     now = next(iter(models.values())).now if models else 0.0
     loads = _Loads(settings, {name: model.policy for name, model in models.items()}, up)
     for server, one in sorted(up.items()):
+        if one.sending is not None:
+            yield Wait("a reload is under way", server=server)
+            continue
+        if one.config is None and not _has_anything(one):
+            if now < one.retry_at:
+                yield Wait("the last reload failed", server=server, until=one.retry_at)
+            elif any(_wanted_on(model, state.model(name), server)[0] for name, model in models.items()):
+                yield Reload(server, {})
+            continue
         config: dict[str, Served] = {}
         new: list[tuple[bool, str, int]] = []
         held = ""
@@ -871,15 +884,9 @@ def _reloads(
             known |= model.available[server] | loading.get(name, set())
             new += [(version not in remembered.good, name, version) for version in versions - known]
             config[name] = Served(frozenset(versions & known))
-        if one.sending is not None:
-            yield Wait("a reload is under way", server=server)
-            continue
         begun = []
-        for candidate, name, version in sorted(new):
-            if candidate and one.config is None and state.model(name).good & models[name].on_disk:
-                # A server whose first list has a version that fails never looks at its disk again.
-                yield Wait("the promoted versions come first", name, version, server)
-            elif loads.begin(name):
+        for _, name, version in sorted(new):
+            if loads.begin(name):
                 begun.append((name, version))
                 config[name] = Served(config[name].versions | {version})
             else:
@@ -901,6 +908,13 @@ def _reloads(
             yield Wait("the last reload failed", server=server, until=one.retry_at)
         else:
             yield _reload(server, config, one, tuple(begun))
+
+
+def _has_anything(server: ServerFound) -> bool:
+    """Whether a server has, or is about to have, a version of any model."""
+    return any(
+        found.state != ServerState.END for versions in server.versions.values() for found in versions.values()
+    )
 
 
 def _left_over(server: ServerFound, state: State) -> bool:

@@ -118,6 +118,38 @@ def test_a_bad_version(kind: str, policy: str) -> None:
     assert world.served("m") == [({4}, dict.fromkeys(labels, 4))] * 2
 
 
+@pytest.mark.parametrize("kind", ["fails", "hangs"])
+def test_a_first_version_that_is_bad(kind: str) -> None:
+    """A server whose first list is a failure never looks at its disk again: it is not sprung."""
+    world = World()
+    world.set_policy("m", POLICIES["latest"])
+    world.upload("m", 1, kind)
+    while not all(server.states for server in world.servers.values()):
+        world.turn()
+        world.fetched()
+    world.upload("m", 2)  # its successor is on disk when it fails
+    world.turn()
+    world.fetched()
+    world.settle()
+    assert set(world.state.model("m").quarantine) == {1}
+    assert [versions for versions, _ in world.served("m")] == [{2}] * 2
+    # Somebody else's tool has sprung it.
+    world.kill("s0")
+    world.settle()
+    world.kill("s0")
+    world.start("s0")
+    world.upload("m", 3, "fails")
+    world.disk["m"].add(3)
+    server = world.servers["s0"]
+    server.reload({"m": planning.Served(frozenset({3}))})
+    while server.step():
+        pass
+    assert server.first
+    world.settle()
+    assert [versions for versions, _ in world.served("m")] == [{2}] * 2
+    assert not server.first
+
+
 def test_a_canary_waits_for_its_time_and_its_probes() -> None:
     """The canary label goes first; `stable` follows after so many seconds and right answers."""
     world = World()
@@ -321,9 +353,11 @@ def test_steps_read_as_sentences() -> None:
     world.fetched()
     assert str(world.plan()).splitlines() == [
         "begin the rollout of m 1",
-        "reload s0: load m 1",
-        "reload s1: load m 1",
+        "reload s0: begin with nothing",
+        "reload s1: begin with nothing",
     ]
+    world.turn()
+    assert str(world.plan()).splitlines() == ["reload s0: load m 1", "reload s1: load m 1"]
     assert str(planning.Plan()) == "nothing to do"
 
 

@@ -49,6 +49,8 @@ class SimulatedServer:
     def start(self) -> None:
         """A process that has never been told anything."""
         self.alive = True
+        #: Whether no list has been a success yet: such a server looks at its disk for no other reason.
+        self.first = True
         self.told: dict[str, Served] = {}
         self.labels: dict[str, dict[str, int]] = {}
         self.managed: dict[str, dict[int, Managed]] = {}
@@ -90,19 +92,23 @@ class SimulatedServer:
             if not self.waiting_for and not self._apply(number, config):
                 self.queue.pop(0)
                 continue
-            if any(
-                not any(
-                    state in (ServerState.AVAILABLE, ServerState.END) for state in self.log[name].values()
-                )
-                for name in self.waiting_for
-            ):
+            if not self._reached():
                 return
             failed = [
                 name for name in self.waiting_for if ServerState.AVAILABLE not in self.log[name].values()
             ]
             self.answers[number] = f"failed {failed}" if failed else "ok"
+            if self.first and failed:
+                self.told = {}
+            else:
+                self.first = False
             self.waiting_for = []
             self.queue.pop(0)
+
+    def _reached(self) -> bool:
+        """Whether every new model has a version that is available, or has failed."""
+        ended = {ServerState.AVAILABLE, ServerState.END}
+        return all(not ended.isdisjoint(self.log[name].values()) for name in self.waiting_for)
 
     def _apply(self, number: int, config: Mapping[str, Served]) -> bool:
         world = self.world
@@ -123,8 +129,11 @@ class SimulatedServer:
         self.told = dict(config)
         self.labels = {model: dict(served.labels) for model, served in config.items()}
         self.log = {model: {} for model in new}
+        if self.first:  # everything counts that was ever said of them
+            for model in new:
+                self.log[model] = {v: state for v, (state, _) in self.states.get(model, {}).items()}
         self.waiting_for = new
-        if new:
+        if new and not (self.first and self._reached()):
             self.poll()
         return True
 

@@ -167,6 +167,30 @@ def test_a_rollout_under_load(tmp_path: Path) -> None:
     run(story())
 
 
+def test_a_first_version_that_is_bad(tmp_path: Path) -> None:
+    """On a server that was never told anything, a first version that fails does not end all that follows."""
+    store = tmp_path / "store"
+    store.mkdir()
+    upload(store, 1, "fails")
+    upload(store, 1, model="other")
+
+    async def story() -> None:
+        async with fleet(2) as servers, controller_of(str(store), tmp_path / "disk", servers) as controller:
+            await controller.set_policy("digits", STABLE)
+            await controller.set_policy("other", Policy())
+            await until(lambda: controller.state.model("digits").candidates)
+            upload(store, 2)
+            await until(lambda: 1 in controller.state.model("digits").quarantine)
+            await until(lambda: controller.state.model("digits").good == {2})
+            await controller.wait_converged(30)
+            for model, version in (("digits", 2), ("other", 1)):
+                (found, *_) = (await controller.status(model)).versions
+                assert found.version == version
+                assert [one.state for one in found.servers.values()] == [ServerState.AVAILABLE] * 2
+
+    run(story())
+
+
 def test_a_version_that_answers_wrongly_never_gets_the_label(tmp_path: Path) -> None:
     """It loads, fails its probe, is unloaded and in quarantine; callers of `stable` notice nothing."""
     store = tmp_path / "store"
