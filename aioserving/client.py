@@ -11,7 +11,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
@@ -450,7 +450,7 @@ class AsyncClient:
         Raises:
             ValueError: a target is malformed.
         """
-        parsed = parse_targets(targets)
+        parsed = self._as_known(parse_targets(targets))
         for target in parsed:
             if target.to_resolve:
                 raise ValueError(f"names are given to the constructor, {target.address!r} is one")
@@ -463,7 +463,7 @@ class AsyncClient:
         Raises:
             ValueError: a target is malformed, or none of this client's.
         """
-        gone = parse_targets(targets)
+        gone = self._as_known(parse_targets(targets))
         for target in gone:
             if target.address not in self._fleet:
                 known = ", ".join(self._fleet)
@@ -471,6 +471,11 @@ class AsyncClient:
         self._change_fleet((), gone)
         addresses = {target.address for target in gone}
         self._targets = tuple(target for target in self._targets if target.address not in addresses)
+
+    def _as_known(self, targets: Sequence[Target]) -> list[Target]:
+        """The same targets, by the addresses under which the client knows them already."""
+        addresses = {target.key: address for address, target in self._fleet.items()}
+        return [replace(target, address=addresses.get(target.key, target.address)) for target in targets]
 
     def _wanted(self) -> list[Target]:
         """Of the fleet the endpoints that this client is to use."""

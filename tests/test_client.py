@@ -422,6 +422,16 @@ def test_wait_ready_and_health() -> None:
     run(story())
 
 
+def test_an_address_in_other_words_is_the_same_endpoint() -> None:
+    """`ipv4:`, upper case and brackets make no second endpoint of one that is there."""
+    client = AsyncClient(["127.0.0.1:8500", "LocalHost:8500"])
+    client.add_targets({"ipv4:127.0.0.1:8500": 3.0, "localhost:8500": 2.0})
+    found = {endpoint.target: endpoint.weight for endpoint in client.stats().endpoints}
+    assert found == {"127.0.0.1:8500": 3.0, "LocalHost:8500": 2.0}
+    client.remove_targets("ipv4:127.0.0.1:8500")
+    assert [endpoint.target for endpoint in client.stats().endpoints] == ["LocalHost:8500"]
+
+
 def test_a_client_of_a_large_fleet_uses_a_part_of_it() -> None:
     """As many endpoints as `subset` says; when one of them goes, another takes its place."""
     fleet = [f"10.0.0.{number}:8500" for number in range(1, 101)]
