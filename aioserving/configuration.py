@@ -15,7 +15,7 @@ import difflib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -34,6 +34,7 @@ __all__ = [
     "ModelLike",
     "check_config",
     "diff_configs",
+    "kept_versions",
     "label_steps",
     "read_config",
     "with_labels",
@@ -576,6 +577,9 @@ def label_steps(
     anything; and it replaces all labels at once. So labels that are not ready stay where they were, and
     the versions they are on stay served, until a first reload has brought the new versions.
 
+    A version that is available though the config in force does not ask for it is on its way out, and is
+    loaded anew if it is asked for meanwhile. So it is not ready either.
+
     Args:
         old: the config in force; None if it is not known: labels that are not ready are then missing
             between the two reloads.
@@ -591,8 +595,10 @@ def label_steps(
     for model in first.model_config_list:
         if model.name not in available:
             continue
-        ready = set(available[model.name])
         present = before.get(model.name)
+        ready = set(available[model.name])
+        if old is not None:
+            ready = kept_versions(present, ready)
         waiting = {label: version for label, version in model.version_labels.items() if version not in ready}
         if not waiting:
             continue
@@ -605,6 +611,23 @@ def label_steps(
                 del model.version_labels[label]
         _serve_also(model, ready, waiting.values())
     return [first, new] if moved else [new]
+
+
+def kept_versions(model: ModelConfig | None, available: Collection[int]) -> set[int]:
+    """Those of the versions that are available which a server goes on serving.
+
+    Args:
+        model: what the config in force says of the model; None if it does not name it.
+        available: the versions that are available.
+    """
+    if model is None:
+        return set()
+    policy = model.pb.model_version_policy
+    if policy.HasField("all"):
+        return set(available)
+    if policy.HasField("specific"):
+        return set(policy.specific.versions).intersection(available)
+    return set(sorted(available)[-max(1, policy.latest.num_versions) :])
 
 
 def _serve_also(model: ModelConfig, ready: set[int], labelled: Iterable[int]) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aioserving import errors
-from aioserving.configuration import ConfigWarning, check_config, label_steps
+from aioserving.configuration import ConfigWarning, check_config, kept_versions, label_steps
 from aioserving.status import ModelStatus, State
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ logger = logging.getLogger("aioserving")
 
 #: Seconds after which a reload that has not come back is looked into.
 SUSPECT: Final = 3.0
-#: Seconds for which a failure that was there before the reload is not believed: a version that is wanted
-#: again is seen at the server's next look at its disk (every second by default).
+#: Seconds for which a failure that was there before the reload is not believed, nor a version that was
+#: available though nobody asked for it: a version that is wanted again is seen at the server's next look at
+#: its disk (every second by default).
 STALE: Final = 2.5
 #: Seconds between two questions for the status, at first and at most.
 PAUSE: Final = (0.02, 0.5)
@@ -85,7 +86,12 @@ class Verdict:
     failed: tuple[tuple[int, str], ...] = ()
 
 
-def judge(model: Any, status: ModelStatus | None, stale: Collection[int] = ()) -> Verdict:
+def judge(
+    model: Any,
+    status: ModelStatus | None,
+    stale: Collection[int] = (),
+    leaving: Collection[int] = (),
+) -> Verdict:
     """Whether a model is as its config asks: what is pending, and what failed.
 
     Versions that the config names (by policy or label) have to be available. Where it names none, one
@@ -95,6 +101,7 @@ def judge(model: Any, status: ModelStatus | None, stale: Collection[int] = ()) -
         model: the ModelConfig message.
         status: what the server says of the model; None if it has found no version.
         stale: versions whose failure is from before the reload, and not believed yet.
+        leaving: versions that may still be available only because they have not been unloaded yet.
     """
     policy = model.model_version_policy
     named = set(policy.specific.versions)
@@ -106,10 +113,12 @@ def judge(model: Any, status: ModelStatus | None, stale: Collection[int] = ()) -
     states = {item.version: item for item in status}
     failed = {item.version: item.error for item in status.failed if item.version not in stale}
     available = {item.version for item in status.available}
-    missing = named - available - failed.keys()
+    missing = named - available.difference(leaving) - failed.keys()
     if missing:
         seen = [
-            str(states[version]) if version in states else f"version {version} not found"
+            f"version {version} not found"
+            if version not in states
+            else f"{states[version]}{', and perhaps on its way out' * (version in available)}"
             for version in missing
         ]
         return Verdict(", ".join(sorted(seen)), _pairs(failed, named))
@@ -252,9 +261,13 @@ class _OneServer:
         """Load, wait until the models called `names` are available, then label."""
         before = {name: await self._status(name) for name in names}
         available = {
-            name: [item.version for item in status.available] if status else []
+            name: {item.version for item in status.available} if status else set()
             for name, status in before.items()
         }
+        leaving: dict[str, set[int]] = {}
+        if old is not None:
+            models = {model.name: model for model in old.model_config_list}
+            leaving = {name: vs - kept_versions(models.get(name), vs) for name, vs in available.items()}
         loads: list[ModelLoad] = []
         metrics: Mapping[str, int | None] = {}
         for step in label_steps(old, new, available):
@@ -263,7 +276,8 @@ class _OneServer:
                 metrics = await self.send(step)
             except errors.UnknownError as error:  # models failed; their status says which, and all of why
                 failure = error
-            loads = await self._wait(step, names, before)
+            loads = await self._wait(step, names, before, leaving)
+            leaving = {}
             if failure is not None and not _overcome(failure, names):
                 raise failure
         return loads, metrics
@@ -327,12 +341,17 @@ class _OneServer:
             return None
 
     async def _wait(
-        self, config: ModelServerConfig, names: Sequence[str], before: Mapping[str, ModelStatus | None]
+        self,
+        config: ModelServerConfig,
+        names: Sequence[str],
+        before: Mapping[str, ModelStatus | None],
+        leaving: Mapping[str, set[int]],
     ) -> list[ModelLoad]:
         """Wait until the models called `names` are as `config` asks."""
         clock = self._reloads.clock
         models = {model.name: model for model in config.pb.model_config_list.config if model.name in names}
         old = {name: {item.version for item in status.failed} for name, status in before.items() if status}
+        going = {name: set(versions) for name, versions in leaving.items()}
         believed_at = clock() + STALE
         loads: dict[str, ModelLoad] = {}
         failures: list[errors.LoadFailure] = []
@@ -345,7 +364,15 @@ class _OneServer:
                 except (errors.UnavailableError, errors.DeadlineExceededError) as error:
                     pending[name] = error.details
                     continue
-                verdict = judge(models[name], status, old.get(name, ()) if clock() < believed_at else ())
+                doubtful = clock() < believed_at
+                if status is not None and name in going:
+                    going[name] &= {item.version for item in status.available}  # else it was loaded anew
+                verdict = judge(
+                    models[name],
+                    status,
+                    old.get(name, ()) if doubtful else (),
+                    going.get(name, ()) if doubtful else (),
+                )
                 if verdict.pending:
                     pending[name] = verdict.pending
                     continue

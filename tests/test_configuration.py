@@ -20,7 +20,14 @@ from aioserving import (
     read_config,
     write_config,
 )
-from aioserving.configuration import FieldChange, label_steps, with_labels, with_models, without_models
+from aioserving.configuration import (
+    FieldChange,
+    kept_versions,
+    label_steps,
+    with_labels,
+    with_models,
+    without_models,
+)
 from aioserving.messages import ModelConfigList
 
 if TYPE_CHECKING:
@@ -331,8 +338,27 @@ def test_a_label_moves_in_two_steps_and_never_hangs_in_the_air() -> None:
     assert second is new
     assert first.model_config_list[0].version_labels == {"stable": 1}
     assert list(first.model_config_list[0].model_version_policy.specific) == [1, 2]
-    assert label_steps(old, new, {"a": [1, 2]}) == [new]
+    assert label_steps(None, new, {"a": [1, 2]}) == [new]
+    assert label_steps(old, new, {"a": [1, 2]}) == [first, new]  # 2 is on its way out
     assert label_steps(old, new, {}) == [new]  # nobody asked for that model
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        ({}, {3}),
+        ({"latest": 0}, {3}),
+        ({"latest": 2}, {2, 3}),
+        ({"all": True}, {1, 2, 3}),
+        ({"specific": [1, 4]}, {1}),
+        ({"specific": []}, set()),
+    ],
+)
+def test_versions_that_a_server_goes_on_serving(policy: dict[str, Any], kept: set[int]) -> None:
+    """Those that the policy asks for; others are available only until they are unloaded."""
+    model = config({"name": "a", "model_version_policy": policy}).model_config_list[0]
+    assert kept_versions(model, {1, 2, 3}) == kept
+    assert kept_versions(None, {1, 2, 3}) == set()
 
 
 def test_label_steps_keep_what_is_served_under_a_policy_of_the_latest() -> None:

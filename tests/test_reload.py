@@ -255,6 +255,22 @@ def test_a_label_is_moved_in_two_steps() -> None:
     assert reloads.config == new
 
 
+def test_a_version_on_its_way_out_gets_no_label_before_it_is_back() -> None:
+    """It may still be available because the server has not looked at its disk since it was left out."""
+    old = config({"name": "a", "model_version_policy": {"specific": [1]}, "version_labels": {"stable": 1}})
+    new = with_labels(old, "a", {"stable": 2})
+    for gone in (True, False):
+        servers = Servers({"a": {1: A, 2: A}})
+        if gone:
+            servers.at(0.3, "a", 2, E)
+            servers.at(1.0, "a", 2, A)
+        apply(servers, new, known=old)
+        first, second = (asked.model_config_list[0] for _, asked in servers.seen)
+        assert first.version_labels == {"stable": 1}
+        assert second.version_labels == {"stable": 2}
+        assert (1.0 if gone else STALE) <= servers.now - 100 < (STALE if gone else STALE + 1)
+
+
 def test_a_label_stays_where_it_is_also_when_another_applied_the_config() -> None:
     """Who has applied nothing yet, but says what is in force, moves a label without it being missing."""
     old = config({"name": "a", "model_version_policy": {"specific": [1]}, "version_labels": {"stable": 1}})
