@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -11,7 +12,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,22 +137,65 @@ async def until(condition: Any, seconds: float = 30.0) -> None:
         await asyncio.sleep(0.02)
 
 
-def test_a_rollout_under_load(tmp_path: Path) -> None:
-    """1 -> 2 -> bad 3 -> 4 on three servers: no call fails, and `stable` goes from good to good at once."""
+@dataclass
+class Shop:
+    """A store and how a version of ``digits`` gets into it."""
+
+    url: str
+    upload: Callable[..., None]
+    storage_options: dict[str, Any] | None = None
+
+
+@pytest.fixture(
+    params=[
+        "local",
+        pytest.param(
+            "s3",
+            marks=[
+                pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+                pytest.mark.filterwarnings("ignore::ResourceWarning"),
+            ],
+        ),
+    ]
+)
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
+    """A folder, and the same over the S3 protocol."""
     store = tmp_path / "store"
     store.mkdir()
-    upload(store, 1)
+    if request.param == "local":
+        return Shop(str(store), functools.partial(upload, store))
+    options = request.getfixturevalue("s3")
+    import s3fs
+
+    s3fs.S3FileSystem(**options, skip_instance_cache=True).mkdir("models")
+
+    def put(version: int, *marks: str) -> None:
+        upload(store, version, *marks)
+        files = s3fs.S3FileSystem(**options, skip_instance_cache=True)
+        files.put(str(store / "digits" / str(version)), f"models/digits/{version}", recursive=True)
+
+    return Shop("s3://models", put, options)
+
+
+def test_a_rollout_under_load(tmp_path: Path, shop: Shop) -> None:
+    """1 -> 2 -> bad 3 -> 4 on three servers: no call fails, and `stable` goes from good to good at once."""
+    shop.upload(1)
 
     async def story() -> None:
-        async with fleet(3) as servers, controller_of(str(store), tmp_path / "disk", servers) as controller:
+        async with (
+            fleet(3) as servers,
+            controller_of(
+                shop.url, tmp_path / "disk", servers, storage_options=shop.storage_options
+            ) as controller,
+        ):
             await controller.set_policy("digits", STABLE)
             await controller.wait_converged(30)
             async with Callers(servers) as callers:
-                upload(store, 2)
+                await asyncio.to_thread(shop.upload, 2)
                 await until(lambda: controller.state.model("digits").good == {2})
-                upload(store, 3, "fails")
+                await asyncio.to_thread(shop.upload, 3, "fails")
                 await until(lambda: 3 in controller.state.model("digits").quarantine)
-                upload(store, 4)
+                await asyncio.to_thread(shop.upload, 4)
                 await until(lambda: controller.state.model("digits").good == {4})
                 await controller.wait_converged(30)
                 await asyncio.sleep(0.3)
@@ -318,41 +363,6 @@ def test_from_upload_to_available(tmp_path: Path) -> None:
 
     run(story())
     assert max(took) < 1.0 + 0.3 + 1.0, took
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_rollout_from_s3(tmp_path: Path, s3: dict[str, Any]) -> None:
-    """The same from a store over HTTP."""
-    import s3fs
-
-    local = tmp_path / "local"
-    local.mkdir()
-
-    def put(version: int) -> None:
-        upload(local, version)
-        files = s3fs.S3FileSystem(**s3, skip_instance_cache=True)
-        if not files.exists("models"):
-            files.mkdir("models")
-        files.put(str(local / "digits" / str(version)), f"models/digits/{version}", recursive=True)
-
-    put(1)
-
-    async def story() -> None:
-        async with (
-            fleet(2) as servers,
-            controller_of("s3://models", tmp_path / "disk", servers, storage_options=s3) as controller,
-        ):
-            await controller.set_policy("digits", STABLE)
-            await controller.wait_converged(30)
-            async with Callers(servers) as callers:
-                await asyncio.to_thread(put, 2)
-                await until(lambda: controller.state.model("digits").good == {2})
-                await controller.wait_converged(30)
-                await asyncio.sleep(0.2)
-            assert [callers.versions(number, "stable") for number in range(2)] == [[1, 2], [1, 2]]
-
-    run(story())
 
 
 # -- deaths at random points --------------------------------------------------------------------------------
