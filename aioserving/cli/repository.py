@@ -567,6 +567,32 @@ def rollback(settings: Settings, model: str, version: int | None) -> None:
 
 
 @command.command(
+    "release",
+    examples="""
+        aioserving repository release digits 3
+    """,
+)
+@_model
+@click.argument("version", type=int)
+@_asks
+def release(settings: Settings, model: str, version: int) -> None:
+    """Take a version out of quarantine: policies may choose it again. `rollout` brings it now.
+
+    The exit code is 1 if it was not in quarantine.
+    """
+    with _client(settings) as client:
+        released = client.release_version(model, version)
+    output = settings.output
+    if output.as_json:
+        output.json({"model": model, "version": version, "released": released})
+    output.line(
+        f"version {version} of {model} {'is out of quarantine' if released else 'was not in quarantine'}"
+    )
+    if not released:
+        raise click.exceptions.Exit(ExitCode.NEGATIVE)
+
+
+@command.command(
     "delete",
     examples="""
         aioserving repository delete digits 3 --yes

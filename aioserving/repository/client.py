@@ -444,6 +444,28 @@ class AsyncRepositoryClient:
         )
         return answer.version
 
+    async def release_version(self, model: str, version: int, *, timeout: Timeout = DEFAULT) -> bool:
+        """Take a version out of quarantine, so that policies may choose it again; `rollout` brings it now.
+
+        Args:
+            model: name of the model.
+            version: the version.
+            timeout: seconds until the call fails; the client's own setting if not given.
+
+        Returns:
+            Whether it was in quarantine.
+
+        Raises:
+            PermissionDeniedError: the caller may only read.
+            RPCError: the call failed in another way.
+        """
+        request = pb.ReleaseVersionRequest(model=model, version=_number(version))
+        # A second time it would say that it was not there.
+        answer = await self._call(
+            "ReleaseVersion", request, pb.ReleaseVersionResponse, timeout, model=model, repeatable=False
+        )
+        return answer.released
+
     async def plan(self, model: str | None = None, *, timeout: Timeout = DEFAULT) -> tuple[PlannedStep, ...]:
         """What the service would do next; nothing is done.
 
@@ -993,6 +1015,10 @@ class RepositoryClient:
     def rollback(self, model: str, version: int | None = None, *, timeout: Timeout = DEFAULT) -> int:
         """Go back to the version that served before; see `AsyncRepositoryClient.rollback`."""
         return self._run(self._client.rollback(model, version, timeout=timeout))
+
+    def release_version(self, model: str, version: int, *, timeout: Timeout = DEFAULT) -> bool:
+        """Take a version out of quarantine; see `AsyncRepositoryClient.release_version`."""
+        return self._run(self._client.release_version(model, version, timeout=timeout))
 
     def plan(self, model: str | None = None, *, timeout: Timeout = DEFAULT) -> tuple[PlannedStep, ...]:
         """What the service would do next; see `AsyncRepositoryClient.plan`."""

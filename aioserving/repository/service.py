@@ -423,6 +423,10 @@ class RepositoryService:
         self._fill_policy(model, response.policy)
         return response
 
+    async def _release_version(self, request: pb.ReleaseVersionRequest) -> pb.ReleaseVersionResponse:
+        model = check_model_name(request.model)
+        return pb.ReleaseVersionResponse(released=await self._controller.release(model, request.version))
+
     def _fill_policy(self, model: str, message: pb.Policy) -> None:
         policy = self._controller.get_policy(model)
         if policy is not None:

@@ -176,6 +176,14 @@ def test_rollout_waits_for_events(ask: Ask, remote: Remote) -> None:
     assert ask("rollout", "digits", "4", "--wait", "--timeout", "300ms").code == 4
 
 
+def test_release(ask: Ask) -> None:
+    """A version comes out of quarantine; one that was not in it is told, and makes the exit code 1."""
+    assert ask("release", "digits", "2").out == "version 2 of digits is out of quarantine\n"
+    found = ask("release", "digits", "1", "--json")
+    assert (found.code, found.json) == (1, {"model": "digits", "version": 1, "released": False})
+    assert ask("release", "digits").code == 2
+
+
 def test_delete(ask: Ask) -> None:
     """What is in use stays; somebody has to confirm."""
     assert ask("delete", "digits", "2", "--yes").out == "version 2 of digits is deleted from the disk\n"

@@ -130,6 +130,10 @@ class FakeController:
         await self._did("rollback", model, version)
         return 1 if version is None else version
 
+    async def release(self, model: str, version: int) -> bool:
+        await self._did("release", model, version)
+        return version == 2
+
     async def delete_version(self, model: str, version: int) -> bool:
         await self._did("delete_version", model, version)
         if version == 1:

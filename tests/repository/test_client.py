@@ -82,10 +82,16 @@ async def test_calls() -> None:
         assert await client.get_policy("faces") is None
         assert await client.rollout("digits") == 2
         assert await client.rollback("digits", 0) == 0
+        assert [await client.release_version("digits", version) for version in (2, 1)] == [True, False]
         await client.delete_version("digits", 2)
         assert await client.plan() == ()
         assert await client.set_policy("digits", None) is None
-        assert controller.calls[-4:-2] == [("rollback", "digits", 0), ("delete_version", "digits", 2)]
+        assert controller.calls[-6:-2] == [
+            ("rollback", "digits", 0),
+            ("release", "digits", 2),
+            ("release", "digits", 1),
+            ("delete_version", "digits", 2),
+        ]
         assert client.target in repr(client)
 
 
@@ -401,6 +407,7 @@ def test_blocking() -> None:
             assert [model.name for model in client.models()] == ["digits", "faces"]
             assert client.set_policy("digits", Policy(keep=4)) == client.get_policy("digits")
             assert client.rollout("digits", 1) == client.rollback("digits") == 1
+            assert client.release_version("digits", 2)
             assert client.versions("digits").model == "digits"
             assert client.plan() == ()
             with pytest.raises(errors.NotFoundError):

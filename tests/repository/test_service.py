@@ -135,6 +135,16 @@ async def test_rollout_rollback_and_delete() -> None:
     ]
 
 
+async def test_release() -> None:
+    """A version comes out of quarantine; of one that was not in it, that is said, and is no error."""
+    controller = FakeController()
+    async with serving(controller) as (_, call):
+        for version, released in ((2, True), (1, False)):
+            request = pb.ReleaseVersionRequest(model="digits", version=version)
+            assert (await call("ReleaseVersion", request)).released is released
+    assert controller.calls == [("release", "digits", 2), ("release", "digits", 1)]
+
+
 @pytest.mark.parametrize("name", ["", "../etc", "a/b", ".hidden", "x" * 300])
 async def test_names_that_no_model_can_have(name: str) -> None:
     """A name that could lead out of the disk never reaches the controller."""
@@ -147,6 +157,7 @@ async def test_names_that_no_model_can_have(name: str) -> None:
             ("GetPolicy", pb.GetPolicyRequest(model=name)),
             ("Rollout", pb.RolloutRequest(model=name)),
             ("Rollback", pb.RollbackRequest(model=name)),
+            ("ReleaseVersion", pb.ReleaseVersionRequest(model=name, version=1)),
             ("DeleteVersion", pb.DeleteVersionRequest(model=name, version=1)),
             ("Plan", pb.PlanRequest(model=name)),
             ("Watch", pb.WatchRequest(model=name)),
