@@ -782,6 +782,20 @@ def _wanted_on(model: _Model, state: ModelState, server: str) -> tuple[set[int],
     return wanted | keep, keep
 
 
+def _good_comes_first(model: _Model, state: ModelState, server: str, wanted: Collection[int]) -> bool:
+    """Whether a server has no promoted version of a model yet, and one is on its way there."""
+    good = state.good.intersection(wanted)
+    if good & model.available[server]:
+        return False
+    versions = model.up[server].versions.get(model.name, {})
+    return any(
+        found is None
+        or found.state != ServerState.LOADING
+        or model.now < found.since + model.policy.load_timeout
+        for found in map(versions.get, good)
+    )
+
+
 def _given_up(found: VersionFound | None, now: float) -> bool:
     """Whether a version failed there a short while ago; a good one is tried again after it."""
     return found is not None and found.failed and now < found.since + RELOAD_AFTER
@@ -807,11 +821,13 @@ def _labels_on(model: _Model, state: ModelState, server: str, versions: Collecti
 
 def _loading(server: ServerFound) -> set[tuple[str, int]]:
     """The versions that a server is loading, or has been told to load."""
+    # START may be left over from a version that was withdrawn; but not where another may have told it.
+    begun = {ServerState.LOADING} | ({ServerState.START} if server.config is None else set())
     found = {
         (model, version)
         for model, versions in server.versions.items()
         for version, item in versions.items()
-        if item.state == ServerState.LOADING
+        if item.state in begun
     }
     for config in (server.config, server.sending):
         for model, served in (config or {}).items():
@@ -869,6 +885,7 @@ def _reloads(
             continue
         config: dict[str, Served] = {}
         new: list[tuple[bool, str, int]] = []
+        later: set[str] = set()
         held = ""
         loading: dict[str, set[int]] = {}
         for name, version in _loading(one):
@@ -883,10 +900,14 @@ def _reloads(
             known = told.versions if told is not None else frozenset[int]()
             known |= model.available[server] | loading.get(name, set())
             new += [(version not in remembered.good, name, version) for version in versions - known]
+            if _good_comes_first(model, remembered, server, versions):
+                later.add(name)
             config[name] = Served(frozenset(versions & known))
         begun = []
-        for _, name, version in sorted(new):
-            if loads.begin(name):
+        for candidate, name, version in sorted(new):
+            if candidate and name in later:
+                yield Wait("the promoted versions come first", name, version, server)
+            elif loads.begin(name):
                 begun.append((name, version))
                 config[name] = Served(config[name].versions | {version})
             else:

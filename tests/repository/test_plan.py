@@ -150,6 +150,45 @@ def test_a_first_version_that_is_bad(kind: str) -> None:
     assert not server.first
 
 
+def test_a_server_without_the_promoted_version_gets_that_first() -> None:
+    """It loads one at a time, so a candidate would keep it from serving, and be all that it has."""
+    world = World(servers=1)
+    world.set_policy("m", POLICIES["latest"])
+    world.upload("m", 1)
+    world.settle()
+    world.upload("m", 2)
+    world.turn()
+    world.fetched()
+    world.kill("s0")
+    world.start("s0")
+    server = world.servers["s0"]
+    while not server.available("m"):
+        assert 2 not in server.states.get("m", {})
+        world.turn()
+        server.poll()
+        server.step()
+        world.now += 0.5
+    assert server.available("m") == {1}
+    world.settle()
+    assert server.available("m") == {2}
+
+
+def test_what_another_controller_began_is_not_taken_back() -> None:
+    """A limit to concurrent loads does not leave out what a server has been told, and not begun to load."""
+    world = World()
+    world.set_policy("m", POLICIES["latest"])
+    world.upload("m", 1)
+    while not all(server.states for server in world.servers.values()):
+        world.turn()
+        world.fetched()
+    world.crash()
+    world.settings = Settings(max_concurrent_loads=1)
+    made = world.turn()
+    told = [step.config for step in made if isinstance(step, planning.Reload)]
+    assert [config["m"].versions for config in told] == [{1}, {1}]
+    world.settle()
+
+
 def test_a_canary_waits_for_its_time_and_its_probes() -> None:
     """The canary label goes first; `stable` follows after so many seconds and right answers."""
     world = World()
