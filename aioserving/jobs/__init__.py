@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from aioserving.jobs.inputs import open_inputs as open_inputs
     from aioserving.jobs.progress import LiveProgress as LiveProgress
     from aioserving.jobs.progress import LogProgress as LogProgress
+    from aioserving.jobs.progress import NotebookProgress as NotebookProgress
     from aioserving.jobs.progress import Progress as Progress
     from aioserving.jobs.summary import JobProgress as JobProgress
     from aioserving.jobs.summary import JobSummary as JobSummary
@@ -66,6 +67,7 @@ _EXPORTS = {
     "JobSummary": "summary",
     "LiveProgress": "progress",
     "LogProgress": "progress",
+    "NotebookProgress": "progress",
     "OutputError": "errors",
     "OutputExistsError": "errors",
     "OutputLockedError": "errors",
@@ -93,6 +95,7 @@ __all__ = [
     "JobSummary",
     "LiveProgress",
     "LogProgress",
+    "NotebookProgress",
     "OutputError",
     "OutputExistsError",
     "OutputLockedError",

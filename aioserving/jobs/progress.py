@@ -1,26 +1,35 @@
 """How a job's progress is shown: a live bar on a terminal, a widget in a notebook, else lines in a log.
 
-    Progress       what `Job.run` tells of its progress; write your own for other places
-    LiveProgress   a bar with figures, by `rich`: on terminals, and as a widget in notebooks
-    LogProgress    a line now and then
+    Progress           what `Job.run` tells of its progress; write your own for other places
+    LiveProgress       a bar with figures, by `rich`: on terminals
+    NotebookProgress   the same in the output of a notebook's cell
+    LogProgress        a line now and then
 
 What is shown is counted by `aioserving.jobs.engine`.
 """
 
 from __future__ import annotations
 
+import html
+import importlib
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from aioserving.jobs.summary import JobProgress, JobSummary
 
-__all__ = ["LiveProgress", "LogProgress", "Progress", "display_for"]
+__all__ = ["LiveProgress", "LogProgress", "NotebookProgress", "Progress", "display_for"]
 
 logger = logging.getLogger("aioserving")
+
+#: Columns of a bar that is worth its place beside text.
+_LEAST_BAR: Final = 10
+#: Colours on a page, light or dark, by styles of `rich`.
+_COLORS: Final = {"red": "#d33", "yellow": "#b80"}
 
 
 @runtime_checkable
@@ -53,26 +62,87 @@ def display_for(progress: bool | Progress) -> Progress | None:
         if not isinstance(progress, Progress):
             raise TypeError(f"progress is True, False or has begin(), update() and end(); got {progress!r}")
         return progress
-    if sys.stderr is not None and sys.stderr.isatty():
+    if _in_notebook():
+        return NotebookProgress()
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         return LiveProgress()
-    if "IPython" in sys.modules:
-        console = _rich("console").Console(stderr=True)
-        if console.is_jupyter:
-            return LiveProgress(_rich("console").Console())
     return LogProgress()
 
 
-def _rich(name: str) -> Any:
-    import importlib
+def _in_notebook() -> bool:
+    """Whether this is a kernel, whose outputs somebody else shows."""
+    if "IPython" not in sys.modules:
+        return False
+    shell = sys.modules["IPython"].get_ipython()
+    return shell is not None and getattr(shell, "kernel", None) is not None
 
+
+def _rich(name: str) -> Any:
     try:
         return importlib.import_module(f"rich.{name}")
     except ImportError as error:
         raise ImportError("showing progress needs rich: pip install 'aioserving[batch]'") from error
 
 
+class _Shown:
+    """What is shown at one moment, as texts and numbers."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.total: int | None = None
+        self.rows = 0
+        #: Figures, each with a style of `rich`, or none.
+        self.figures: list[tuple[str, str]] = []
+
+    def __repr__(self) -> str:
+        return f"<_Shown {self.title}: {', '.join(text for text, _ in self.figures)}>"
+
+    def take(self, progress: JobProgress) -> None:
+        self.rows, self.total = progress.rows, progress.total
+        of = f" of {progress.total:,}" if progress.total is not None else ""
+        figures = [(f"{progress.rows:,}{of} rows", ""), (f"{progress.rows_per_second:,.0f} rows/s", "")]
+        if progress.eta is not None:
+            figures.append((f"{_clock(progress.eta)} left", ""))
+        figures += [(f"{progress.in_flight} in flight", ""), (f"{progress.retries:,} retries", "")]
+        if progress.refused:
+            figures.append((f"{progress.refused:,} left out", "red"))
+        if progress.failing_for >= 1:
+            figures.append((f"nothing answers for {progress.failing_for:.0f} s", "yellow"))
+        self.figures = figures
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """One line where there is room for a bar, else title, bar and figures below one another."""
+        text = _rich("text").Text
+        told = [text(told, style=style) for told, style in self.figures]
+        figures = text(", ").join(told)
+        title = text(self.title, no_wrap=True, overflow="ellipsis")
+        bar = _rich("progress_bar").ProgressBar(
+            total=None if self.total is None else max(1, self.total),
+            completed=self.rows,
+            pulse=not self.figures,
+        )
+        if title.cell_len + figures.cell_len + 2 + _LEAST_BAR <= options.max_width:
+            line = _rich("table").Table.grid("", "", "", padding=(0, 1, 0, 0), expand=True)
+            line.columns[1].ratio = 1
+            line.columns[2].no_wrap = True
+            line.add_row(title, bar, figures)
+            yield line
+            return
+        yield title
+        yield bar
+        yield _rich("segment").Segment.line()
+        row: list[Any] = []
+        for figure in told:
+            if row and text(", ").join([*row, figure]).cell_len >= options.max_width:  # and a comma
+                yield text.assemble(text(", ").join(row), ",")
+                row = []
+            row.append(figure)
+        if row:
+            yield text(", ").join(row)
+
+
 class LiveProgress:
-    """One live line, and a summary in its place at the end.
+    """A bar with figures that is written over, and a summary in its place at the end.
 
     Args:
         console: the `rich.console.Console` to write to; standard error if None.
@@ -84,68 +154,103 @@ class LiveProgress:
         self.interval = interval
         self._summarize = summarize
         self._console = console if console is not None else _rich("console").Console(stderr=True)
-        self._bars: Any = None
-        self._task: Any = None
+        self._live: Any = None
+        self._shown = _Shown("")
 
     def __repr__(self) -> str:
-        return f"<LiveProgress, {'shown' if self._bars is not None else 'not shown'}>"
+        return f"<LiveProgress, {'shown' if self._live is not None else 'not shown'}>"
 
     def begin(self, title: str) -> None:
         """Show an empty bar."""
-        bars = _rich("progress")
-        escape = _rich("markup").escape
-        self._bars = bars.Progress(
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(bar_width=None),
-            bars.TextColumn("{task.fields[done]}"),
-            bars.TextColumn("[dim]{task.fields[rate]}[/dim]"),
-            bars.TextColumn("{task.fields[eta]}"),
-            bars.TextColumn("{task.fields[flight]}"),
-            bars.TextColumn("{task.fields[trouble]}"),
+        self._shown = _Shown(title)
+        self._live = _rich("live").Live(
+            self._shown,
             console=self._console,
             auto_refresh=False,  # the job's own beat; a thread more would only contend with it
             transient=True,
-            expand=True,
+            redirect_stdout=False,
+            vertical_overflow="crop",
         )
-        self._bars.start()
-        self._task = self._bars.add_task(
-            escape(title), total=None, done="", rate="", eta="", flight="", trouble=""
-        )
+        self._live.start(refresh=True)
 
     def update(self, progress: JobProgress) -> None:
         """Show how far it is."""
-        if self._bars is None:
+        if self._live is None:
             return
-        done = (
-            f"{progress.rows:,}" + (f" of {progress.total:,}" if progress.total is not None else "") + " rows"
-        )
-        trouble = []
-        if progress.refused:
-            trouble.append(f"[red]{progress.refused:,} left out[/red]")
-        if progress.failing_for >= 1:
-            trouble.append(f"[yellow]nothing answers for {progress.failing_for:.0f} s[/yellow]")
-        self._bars.update(
-            self._task,
-            total=progress.total,
-            completed=progress.rows,
-            done=done,
-            rate=f"{progress.rows_per_second:,.0f}/s",
-            eta=f"{_clock(progress.eta)} left" if progress.eta is not None else "",
-            flight=f"{progress.in_flight} in flight, {progress.retries} retries",
-            trouble=", ".join(trouble),
-        )
-        self._bars.refresh()
+        self._shown.take(progress)
+        self._live.refresh()
 
     def end(self, progress: JobProgress, summary: JobSummary | None) -> None:
         """Take the bar away, and print what was done."""
-        bars, self._bars = self._bars, None
-        if bars is None:
+        live, self._live = self._live, None
+        if live is None:
             return
-        bars.stop()
+        self._shown.take(progress)
+        live.stop()
         if summary is not None and not self._summarize:
             return
         text = str(summary) if summary is not None else f"stopped: {_stopped(progress)}"
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class NotebookProgress:
+    """A bar with figures in the output of a cell, changed in place, and the summary below it at the end.
+
+    It is plain HTML by IPython's own means: no package of widgets is needed, and it is still there when the
+    notebook is opened again, or made a page.
+
+    Args:
+        interval: seconds between updates.
+        summarize: whether to show the summary at the end.
+    """
+
+    def __init__(self, *, interval: float = 0.5, summarize: bool = True) -> None:
+        self.interval = interval
+        self._summarize = summarize
+        self._shown = _Shown("")
+        self._handle: Any = None
+
+    def __repr__(self) -> str:
+        return f"<NotebookProgress, {'shown' if self._handle is not None else 'not shown'}>"
+
+    def begin(self, title: str) -> None:
+        """Show an empty bar."""
+        self._shown = _Shown(title)
+        display = importlib.import_module("IPython.display").display
+        self._handle = display(self._bundle(), raw=True, display_id=True)
+
+    def update(self, progress: JobProgress) -> None:
+        """Show how far it is."""
+        if self._handle is not None:
+            self._shown.take(progress)
+            self._handle.update(self._bundle(), raw=True)
+
+    def end(self, progress: JobProgress, summary: JobSummary | None) -> None:
+        """Show how far it came, and what was done."""
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        self._shown.take(progress)
+        text = f"stopped: {_stopped(progress)}" if summary is None else str(summary)
+        handle.update(self._bundle(text if summary is None or self._summarize else ""), raw=True)
+
+    def _bundle(self, more: str = "") -> dict[str, str]:
+        """What is shown, by kinds of content; a front end takes the richest that it can show."""
+        shown = self._shown
+        known = "" if shown.total is None else f' value="{shown.rows}" max="{max(1, shown.total)}"'
+        figures = ", ".join(
+            f'<span style="color: {_COLORS.get(style, "inherit")}">{html.escape(told)}</span>'
+            for told, style in shown.figures
+        )
+        page = (
+            f"<div>{html.escape(shown.title)} "
+            f'<progress{known} style="width: 16em; vertical-align: middle"></progress> {figures}</div>'
+        )
+        plain = f"{shown.title}: {', '.join(told for told, _ in shown.figures) or 'begun'}"
+        if more:
+            page += f"<pre>{html.escape(more)}</pre>"
+            plain += f"\n{more}"
+        return {"text/html": page, "text/plain": plain}
 
 
 class LogProgress:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
-import pty
 import re
-import select
 import shlex
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +27,7 @@ from aioserving.testing import ServerProcess
 
 from .conftest import Ran, Run
 from .models_config import model, write
+from .terminal import on_terminal
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "command-line.md"
 MODULES = "import sys; print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
@@ -283,42 +277,6 @@ def test_a_pipe_that_is_closed_early(environment: dict[str, str], server: Server
     )
     assert done.stdout.splitlines()[1:] == ["  ROW  DIFFERENCE  SUM", str(int(ExitCode.PIPE))]
     assert done.stderr == ""
-
-
-def on_terminal(
-    environment: dict[str, str], *arguments: str, question: str = "", answer: str = "", code: int = 0
-) -> str:
-    """What a command writes to a terminal of 100 columns, where somebody answers its question."""
-    main, side = pty.openpty()
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aioserving", *arguments],
-        stdin=side,
-        stdout=side,
-        stderr=side,
-        env={**environment, "TERM": "xterm-256color"},
-    )
-    os.close(side)
-    written = b""
-    end = time.monotonic() + 60
-    try:
-        while time.monotonic() < end and select.select([main], [], [], 60)[0]:
-            try:
-                data = os.read(main, 65536)
-            except OSError:  # the other side is closed
-                break
-            if not data:
-                break
-            written += data
-            if question and question in written.decode(errors="replace"):
-                os.write(main, answer.encode())
-                question = ""
-        assert process.wait(30) == code, written
-    finally:
-        process.kill()
-        process.wait()
-        os.close(main)
-    return written.decode()
 
 
 def test_on_a_terminal_there_are_colours_and_lines(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
-from typing import Any
 
 import pytest
 
@@ -14,7 +14,7 @@ pytest.importorskip("rich", reason="needs the extra `batch`")
 from rich.console import Console
 
 from aioserving.jobs import progress as module
-from aioserving.jobs.progress import LiveProgress, LogProgress, Progress, display_for
+from aioserving.jobs.progress import LiveProgress, LogProgress, NotebookProgress, Progress, display_for
 from aioserving.jobs.summary import JobProgress, JobSummary
 from tests.jobs.test_summary import a_summary, facts
 
@@ -50,20 +50,113 @@ def test_a_live_line_that_is_stopped_says_what_is_safe() -> None:
         assert "5,990" not in file.getvalue()
 
 
-def test_a_notebook_gets_a_widget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Jupyter the bar is shown through rich's own widget support, chosen by itself."""
-    shown: list[Any] = []
+def test_a_bar_takes_the_room_there_is() -> None:
+    """One line where everything fits, else whole figures below the bar, never wider than the console."""
+    figures = "1,500 of 6,000 rows, 100 rows/s, 0:45 left, 3 in flight, 2 retries, 3 left out"
+    enough = len(f"digits to out ---bar---- {figures}")
+    for width, lines in ((enough, 1), (enough - 1, 3), (50, 4), (25, 6)):
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=True, width=width, color_system=None)
+        display = LiveProgress(console, summarize=False)
+        display.begin("digits to out")
+        file.truncate(file.seek(0))
+        display.update(facts(refused=3))
+        told = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", file.getvalue()).split("\n")
+        display.end(facts(refused=3), a_summary())
+        assert len(told) == lines, told
+        assert max(map(len, told)) <= width
+        assert "1,500 of 6,000 rows, 100 rows/s, 0:45 left, 3 in flight, 2 retries, 3 left out" in " ".join(
+            told
+        )
 
-    class InNotebook(Console):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(force_jupyter=True, file=io.StringIO())
-            shown.append(self)
 
-    monkeypatch.setitem(sys.modules, "IPython", type(sys)("IPython"))
-    monkeypatch.setattr("rich.console.Console", InNotebook)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+class Shell:
+    """What IPython calls the shell of a notebook's kernel."""
+
+    kernel = object()
+
+
+class Handle:
+    """What IPython gives for something that is displayed."""
+
+    def __init__(self, shown: list[dict[str, str]]) -> None:
+        self._shown = shown
+
+    def update(self, bundle: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self._shown.append(bundle)
+
+
+def in_notebook(monkeypatch: pytest.MonkeyPatch, shell: object) -> list[dict[str, str]]:
+    """Let this look like a process of IPython; gives what is displayed."""
+    shown: list[dict[str, str]] = []
+    package, part = type(sys)("IPython"), type(sys)("IPython.display")
+    package.get_ipython = lambda: shell  # type: ignore[attr-defined]
+
+    def display(bundle: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        assert raw
+        assert display_id
+        shown.append(bundle)
+        return Handle(shown)
+
+    part.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", package)
+    monkeypatch.setitem(sys.modules, "IPython.display", part)
+    return shown
+
+
+def test_a_notebook_gets_one_output_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell's output has the bar and the figures, as a page and as text, and the summary at the end."""
+    shown = in_notebook(monkeypatch, Shell())
+    display = display_for(True)
+    assert isinstance(display, NotebookProgress)
+    display.update(facts())
+    assert not shown, "nothing before it has begun"
+    display.begin("m to <out>")
+    assert "<progress style" in shown[-1]["text/html"]
+    display.update(facts(refused=3, failing_for=4.0))
+    page, plain = shown[-1]["text/html"], shown[-1]["text/plain"]
+    assert 'm to &lt;out&gt; <progress value="1500" max="6000"' in page
+    assert "1,500 of 6,000 rows" in page
+    assert '">3 left out</span>' in page
+    assert plain == (
+        "m to <out>: 1,500 of 6,000 rows, 100 rows/s, 0:45 left, 3 in flight, 2 retries, 3 left out, "
+        "nothing answers for 4 s"
+    )
+    assert "shown" in repr(display)
+    display.end(facts(rows=6_000), a_summary())
+    assert "5,990 rows in 2 parts" in shown[-1]["text/html"]
+    assert "6,000 of 6,000 rows" in shown[-1]["text/plain"]
+    count = len(shown)
+    display.update(facts())
+    display.end(facts(), None)
+    assert len(shown) == count, "it has ended"
+    display.begin("m")
+    display.end(facts(), None)
+    assert "1,000 of 6,000 rows are safe" in shown[-1]["text/plain"]
+
+
+def test_ipython_on_a_terminal_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell without a kernel has no cells to show anything in."""
+    in_notebook(monkeypatch, object())
+    monkeypatch.setattr(sys, "stderr", Terminal())
     assert isinstance(display_for(True), LiveProgress)
-    assert len(shown) == 2
+    in_notebook(monkeypatch, None)
+    assert isinstance(display_for(True), LiveProgress)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be written over there is no bar."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(display_for(True), LogProgress)
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(display_for(True), LiveProgress)
 
 
 def test_a_log_gets_lines() -> None:
