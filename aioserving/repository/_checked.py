@@ -76,9 +76,19 @@ class Secret:
     value: str = field(repr=False)
     #: Where it came from: ``environment variable NAME`` or ``file PATH``.
     source: str
+    #: The file, if it came from one.
+    path: Path | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"<secret from {self.source}>"
+
+    def read(self) -> str:
+        """The value as its file has it now; `value`, if it came from no file.
+
+        Raises:
+            ValueError: the file cannot be read, or is empty.
+        """
+        return self.value if self.path is None else _read_secret(self.path)
 
 
 @dataclass
@@ -323,15 +333,24 @@ def secret(entry: Entry) -> Secret:
             raise Unfit(f"the {source} is not set")
     else:
         path = entry.folder / os.path.expanduser(name)
-        source = f"file {path}"
         try:
-            found = path.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise Unfit(f"the {source} cannot be read: {reason}") from None
+            return Secret(_read_secret(path), f"file {path}", path)
+        except ValueError as error:
+            raise Unfit(str(error)) from None
     if not found:
         raise Unfit(f"the {source} is empty")
     return Secret(found, source)
+
+
+def _read_secret(path: Path) -> str:
+    try:
+        found = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"the file {path} cannot be read: {reason}") from None
+    if not found:
+        raise ValueError(f"the file {path} is empty")
+    return found
 
 
 # --------------------------------------------------------------------------------------------------- reading

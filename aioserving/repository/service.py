@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import json
 import logging
 import os
@@ -32,7 +34,16 @@ from aioserving.repository import conversion, errors
 from aioserving.repository.names import check_model_name
 from aioserving.repository.policy import PolicyError
 from aioserving.repository.v1 import model_repository_pb2 as pb
-from aioserving.server_security import Authentication, ClientCertificates, Grant, Identity, Scheme, Tokens
+from aioserving.security import StaticToken
+from aioserving.server_security import (
+    Authentication,
+    ClientCertificates,
+    Grant,
+    Identity,
+    Refused,
+    Scheme,
+    Tokens,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,7 +52,7 @@ if TYPE_CHECKING:
     from aioserving.repository.controller import Controller
     from aioserving.repository.events import Event, Watch
     from aioserving.repository.policy import Policy
-    from aioserving.repository.setup_file import CallerSetup, Role, Setup
+    from aioserving.repository.setup_file import CallerSetup, Role, Secret, Setup
 
 __all__ = [
     "READ_METHODS",
@@ -123,24 +134,24 @@ def _details(text: str) -> str:
 def authentication(callers: Iterable[CallerSetup]) -> Authentication:
     """The interceptor that lets in `callers`, each to the methods of its role.
 
+    Tokens that came from files are read again when these change, with the next call.
+
     Args:
         callers: who may call; each has a token, or a name in its certificate, or both.
 
     Raises:
         ValueError: there are none.
     """
-    tokens: dict[str, Grant] = {}
+    tokens: list[_CallerToken] = []
     certificates: dict[str, Role] = {}
     for caller in callers:
         if caller.token is not None:
-            tokens[caller.token.value] = Grant(
-                caller.name, methods=None if caller.role == "operate" else READ_METHODS
-            )
+            tokens.append(_CallerToken(caller.name, caller.role, caller.token))
         if caller.certificate is not None:
             certificates[caller.certificate] = caller.role
     schemes: list[Scheme] = []
     if tokens:
-        schemes.append(Tokens(tokens))
+        schemes.append(Tokens(_CallerTokens(tokens)))
     if certificates:
         schemes.append(ClientCertificates(certificates))
 
@@ -151,6 +162,92 @@ def authentication(callers: Iterable[CallerSetup]) -> Authentication:
         return role == "operate" or (role == "read" and method.rpartition("/")[2] in READ_METHODS)
 
     return Authentication(*schemes, allow=allow)
+
+
+class _CallerToken:
+    """The token of one caller, as its file has it."""
+
+    def __init__(self, name: str, role: Role, secret: Secret) -> None:
+        self.grant = Grant(name, methods=None if role == "operate" else READ_METHODS)
+        #: None: there is none that could be told, and so nobody has it.
+        self.value: str | None = secret.value
+        self._secret = secret
+        self._seen: tuple[int, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"<_CallerToken of {self.grant.name} from {self._secret.source}>"
+
+    def look(self) -> bool:
+        """Read the file again if it has changed; whether it had."""
+        path = self._secret.path
+        if path is None:
+            return False
+        try:
+            stat = path.stat()
+            seen: tuple[int, ...] = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        except OSError:
+            seen = ()
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        try:
+            value: str | None = self._secret.read()
+            StaticToken(value or "")
+        except ValueError as error:
+            value = None
+            logger.error("the token of %s cannot be used: %s", self.grant.name, error)
+        if value not in (None, self.value):
+            logger.info("the token of %s has changed", self.grant.name)
+        self.value = value
+        return True
+
+
+class _CallerTokens:
+    """Whose a token is.
+
+    While a file cannot be read, or has a token that is another caller's, the token that it had is not valid
+    any more: it may have been taken away on purpose.
+    """
+
+    def __init__(self, tokens: Sequence[_CallerToken]) -> None:
+        self._tokens = tuple(tokens)
+        self._key = secrets.token_bytes(16)
+        self._grants: tuple[tuple[bytes, Grant], ...] = ()
+        self._sort_out()
+
+    def __repr__(self) -> str:
+        return f"<_CallerTokens of {', '.join(token.grant.name for token in self._tokens)}>"
+
+    def __call__(self, value: str) -> Grant | None:
+        changed = [token for token in self._tokens if token.look()]
+        if changed:
+            self._sort_out()
+        digest, found = self._digest(value), None
+        for known, grant in self._grants:  # all of them: how long it takes says nothing
+            if hmac.compare_digest(known, digest):
+                found = grant
+        if found is None and len(self._grants) < len(self._tokens):
+            # Perhaps in the middle of a change.
+            raise Refused("the token cannot be verified now", _Code.UNAVAILABLE)
+        return found
+
+    def _digest(self, value: str) -> bytes:
+        # Digests are of one length; compared as they are, the lengths would tell.
+        return hashlib.blake2b(value.encode(), key=self._key).digest()
+
+    def _sort_out(self) -> None:
+        owners: dict[str, str] = {}
+        grants = []
+        for token in self._tokens:
+            if token.value is None:
+                continue
+            name = token.grant.name
+            owner = owners.setdefault(token.value, name)
+            if owner != name:
+                logger.error("the token of %s cannot be used: it is that of %s, too", name, owner)
+            else:
+                grants.append((self._digest(token.value), token.grant))
+        self._grants = tuple(grants)
 
 
 def server_credentials(certificate: PEM, key: PEM, *, client_ca: PEM | None = None) -> grpc.ServerCredentials:
@@ -598,7 +695,7 @@ async def open_controller(setup: Setup, *, start: bool = True) -> AsyncIterator[
     from aioserving.repository.store import Store
 
     async with contextlib.AsyncExitStack() as stack:
-        store = Store.open(setup.store.url, storage_options=setup.store.storage_options())
+        store = Store.open(setup.store.url, storage_options=setup.store.storage_options)
         stack.push_async_callback(store.close)
         disk = Disk(setup.disk.path, quota_bytes=setup.disk.quota)
         used: list[Controller] = []

@@ -23,6 +23,7 @@ start at the file's folder. Opening stores and connections is left to `service`.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -57,6 +58,8 @@ __all__ = [
     "read_policy",
     "read_setup",
 ]
+
+logger = logging.getLogger("aioserving.repository")
 
 #: What a caller may do: ``read`` looks, ``operate`` changes.
 Role = Literal["read", "operate"]
@@ -97,7 +100,7 @@ class StoreSetup:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def storage_options(self) -> dict[str, Any]:
-        """The options as fsspec takes them, with the secrets themselves."""
+        """The options as fsspec takes them, with the secrets themselves, as their files have them now."""
         return {key: _revealed(value) for key, value in self.options.items()}
 
 
@@ -156,11 +159,13 @@ class ServerSetup:
     timeout: float = 10.0
 
     def credentials(self) -> Credentials | None:
-        """What calls carry, or None."""
+        """What calls carry, or None; a token in a file is read again each minute, and when it is refused."""
         if self.token is None:
             return None
-        from aioserving.security import StaticToken
+        from aioserving.security import StaticToken, Token
 
+        if self.token.path is not None:
+            return Token(self.token.read, lifetime=60.0, allow_plaintext=self.allow_plaintext)
         return StaticToken(self.token.value, allow_plaintext=self.allow_plaintext)
 
 
@@ -650,7 +655,11 @@ def _check_tls(entry: Entry, make: Any) -> None:
 
 def _revealed(value: Any) -> Any:
     if isinstance(value, Secret):
-        return value.value
+        try:
+            return value.read()
+        except ValueError as error:
+            logger.warning("%s; its last contents are used", error)
+            return value.value
     if isinstance(value, Mapping):
         return {key: _revealed(item) for key, item in value.items()}
     return value

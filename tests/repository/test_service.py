@@ -32,7 +32,7 @@ from aioserving.repository.service import (
     authentication,
     server_credentials,
 )
-from aioserving.repository.setup_file import CallerSetup, Secret
+from aioserving.repository.setup_file import CallerSetup, Role, Secret
 from aioserving.repository.v1 import model_repository_pb2 as pb
 from tests.repository.fake_controller import FakeController, FakeFetch
 
@@ -541,6 +541,54 @@ async def test_roles_by_certificate(authority: tuple[Any, Path]) -> None:
                 assert {method for method, code in found.items() if code == "OK"} == expected, name
         async with secure_channel(ca, service.addresses[0]) as channel:
             assert (await code_of(Caller(channel)("ListModels", timeout=5)))[0] == "UNAVAILABLE"
+
+
+async def test_tokens_in_files_are_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From the next call on the new token is valid; one that is gone, or another's, lets nobody in."""
+
+    def write(name: str, content: str) -> None:
+        (tmp_path / "new").write_text(content)
+        (tmp_path / "new").replace(tmp_path / name)
+
+    def caller(name: str, role: Role) -> CallerSetup:
+        path = tmp_path / name
+        return CallerSetup(name, role, Secret(path.read_text().strip(), f"file {path}", path))
+
+    write("ci", "t0p\n")
+    write("dashboard", "l00k\n")
+    callers = [caller("ci", "operate"), caller("dashboard", "read")]
+    options: Any = {"interceptors": [authentication(callers)]}
+    async with serving(FakeController(), **options) as (_, call):
+
+        async def code(token: str, method: str = "Rollout") -> str:
+            request = getattr(pb, f"{method}Request")(**({"model": "digits"} if method == "Rollout" else {}))
+            try:
+                await call(method, request, metadata=(("authorization", f"Bearer {token}"),), timeout=10)
+            except grpc.aio.AioRpcError as error:
+                return error.code().name
+            return "OK"
+
+        assert [await code("t0p"), await code("l00k", "ListModels")] == ["OK", "OK"]
+        write("ci", "n3w\n")
+        assert [await code("n3w"), await code("t0p")] == ["OK", "UNAUTHENTICATED"]
+        assert [await code("l00k", "ListModels"), await code("l00k")] == ["OK", "PERMISSION_DENIED"]
+        # Roles stay with the callers, also while two of them change places.
+        write("ci", "l00k\n")
+        assert [await code("l00k"), await code("n3w")] == ["OK", "UNAVAILABLE"]
+        assert "the token of dashboard cannot be used: it is that of ci, too" in caplog.text
+        write("dashboard", "n3w\n")
+        assert [await code("l00k"), await code("n3w")] == ["OK", "PERMISSION_DENIED"]
+        (tmp_path / "ci").unlink()
+        assert [await code("l00k"), await code("n3w", "ListModels")] == ["UNAVAILABLE", "OK"]
+        for bad in ("", "two words"):
+            write("ci", bad)
+            assert await code("two words") != "OK"
+            assert await code("n3w", "ListModels") == "OK"
+        write("ci", "back\n")
+        assert [await code("back"), await code("l00k")] == ["OK", "UNAUTHENTICATED"]
+    assert "the token of ci cannot be used: the file" in caplog.text
+    for token in ("t0p", "n3w", "l00k", "back"):
+        assert token not in caplog.text
 
 
 async def test_a_new_certificate_is_used_without_a_restart(

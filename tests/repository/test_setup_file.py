@@ -21,6 +21,7 @@ from aioserving.repository.setup_file import (
     read_policy,
     read_setup,
 )
+from aioserving.security import obtain
 
 MINIMAL = """\
 store: s3://models/production
@@ -134,7 +135,7 @@ def test_everything_in_both_syntaxes(content: str, syntax: str, tmp_path: Path) 
     assert server.token == Secret("hush", f"file {tmp_path / 'secrets' / 'a'}")
     credentials = server.credentials()
     assert credentials is not None
-    assert credentials.metadata() == (("authorization", "Bearer hush"),)
+    assert asyncio.run(obtain(credentials)) == (("authorization", "Bearer hush"),)
     assert setup.models == {
         "digits": Policy(versions=Latest(2), labels={"stable": Label()}),
         "faces": Policy(versions=All(), probe=Probe(inputs={"x": [1, 2]})),
@@ -237,6 +238,38 @@ poll: soon
 def test_what_is_refused(content: str, expected: str) -> None:
     """Each mistake has a text that says what would be right, and shows no secret."""
     assert any(expected in line for line in problems(content)), problems(content)
+
+
+def test_secrets_in_files_are_read_again(tmp_path: Path) -> None:
+    """What a server or the store has refused is replaced by what the file has now, if it has anything."""
+    token, key = tmp_path / "token", tmp_path / "key"
+    token.write_text("old\n")
+    key.write_text("k1\n")
+    setup = read_setup(
+        "store: {url: 's3://models', options: {key: {file: key}, secret: {env: KEY}}}\ndisk: disk\n"
+        "servers: {a: {target: '127.0.0.1:1', token: {file: token}, allow_plaintext: true}}\n",
+        "yaml",
+        source=tmp_path / "set-up.yaml",
+        environment=ENVIRONMENT,
+    )
+    assert setup.store.storage_options() == {"key": "k1", "secret": "blob-k3y"}
+    credentials = setup.servers["a"].credentials()
+    assert credentials is not None
+
+    async def sent() -> list[str]:
+        found = []
+        for content in ("old", "new"):
+            token.write_text(f"{content}\n")
+            pairs = await obtain(credentials)
+            found.append(str(pairs[0][1]))
+            credentials.invalidate(pairs)
+        return found
+
+    assert asyncio.run(sent()) == ["Bearer old", "Bearer new"]
+    key.write_text("k2\n")
+    assert setup.store.storage_options()["key"] == "k2"
+    key.unlink()
+    assert setup.store.storage_options()["key"] == "k1"
 
 
 def test_options_of_the_store_that_look_like_secrets() -> None:
