@@ -6,7 +6,7 @@
 Importing it never imports TensorFlow, and nothing else before one of its names is used: the command line has
 to answer at once. The map:
 
-    what people use   client (AsyncClient, Model), blocking (Client), errors;
+    what people use   client (AsyncClient, Model), blocking (Client; its thread: shared_loop), errors;
                       prediction, inference (results), status
     what is served    configuration (the config as data), reload (sending it, waiting)
     many calls as one batching

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextvars
 import gc
 import inspect
 import os
@@ -27,13 +26,12 @@ from aioserving import (
     Client,
     ClientClosedError,
     DeadlineExceededError,
-    EventLoopError,
     ForkError,
     Model,
     ModelConfig,
     ModelNotFoundError,
     UnavailableError,
-    blocking,
+    shared_loop,
 )
 from aioserving.testing import CallableServable, ModelServer
 
@@ -228,28 +226,6 @@ def test_closing_under_a_running_call(server: Any) -> None:
     assert [type(failure) for failure in failures] == [ClientClosedError]
 
 
-def test_context_variables_reach_the_call(client: Client) -> None:
-    """What is set in the calling thread is seen by the coroutine, so traces cross."""
-    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
-    variable.set("caller")
-
-    async def read() -> str:
-        return variable.get()
-
-    assert client._run(read()) == "caller"
-
-
-def test_a_call_on_the_loops_own_thread_is_refused(client: Client) -> None:
-    """It would wait for itself for ever."""
-
-    async def from_inside() -> None:
-        client.predict("digits", IMAGES)
-
-    with pytest.raises(EventLoopError, match="own event loop"):
-        client._run(from_inside())
-    assert client.predict("digits", IMAGES)["version"] == 2
-
-
 def test_an_unclosed_client_warns(server: Any) -> None:
     """One ResourceWarning, which names the client."""
     client = Client(server.target)
@@ -261,7 +237,7 @@ def test_an_unclosed_client_warns(server: Any) -> None:
         # The loop's thread lets go of the channels; a call of another client comes after that.
         with Client(server.target) as other:
             other.predict("digits", IMAGES)
-        assert repr(blocking._shared_loop) == "<_SharedLoop with 0 users, stopped>"
+        assert repr(shared_loop._shared_loop) == "<_SharedLoop with 0 users, stopped>"
     assert [str(item.message)[:24] for item in caught if item.category is ResourceWarning] == [
         "unclosed <Client over <A"
     ]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import threading
 import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
@@ -26,12 +25,12 @@ from grpc import aio
 
 from aioserving import errors
 from aioserving._types import DEFAULT, DefaultType, Metadata, Timeout
-from aioserving.blocking import _Call, _shared_loop
 from aioserving.deadline import deadline_after
 from aioserving.repository import conversion
 from aioserving.repository.events import Event
 from aioserving.repository.v1 import model_repository_pb2 as pb
 from aioserving.security import TLS, check_metadata, check_plaintext, connection_advice, obtain
+from aioserving.shared_loop import OnSharedLoop
 from aioserving.targets import parse_targets
 from aioserving.transport import (
     ChannelOptions,
@@ -856,7 +855,7 @@ async def _aclose(generator: Any) -> None:
 # -- for blocking code --------------------------------------------------------------------------------------
 
 
-class RepositoryClient:
+class RepositoryClient(OnSharedLoop[AsyncRepositoryClient]):
     """A client of a repository service for plain, blocking code.
 
     May be used from any number of threads, and where an event loop is running already (notebooks). Ctrl-C
@@ -875,109 +874,28 @@ class RepositoryClient:
         outage: float = 10.0,
         channel_options: ChannelOptions = (),
     ) -> None:
-        self._client = AsyncRepositoryClient(
-            target,
-            timeout=timeout,
-            tls=tls,
-            credentials=credentials,
-            metadata=metadata,
-            outage=outage,
-            channel_options=channel_options,
+        super().__init__(
+            AsyncRepositoryClient(
+                target,
+                timeout=timeout,
+                tls=tls,
+                credentials=credentials,
+                metadata=metadata,
+                outage=outage,
+                channel_options=channel_options,
+            )
         )
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_thread = 0
-        self._generation = -1
-        self._closed = False
 
     # -- life -----------------------------------------------------------------------------------------------
 
-    def __enter__(self) -> Self:
-        self._start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Cancel the calls under way and close the connection; safe to call again."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        if self._loop is None:
-            return
-        if self._generation != process_generation():
-            self._client._abandon()
-            return
-        try:
-            self._wait(self._client.aclose())
-        finally:
-            _shared_loop.release()
-
-    def __del__(self, _warn: Any = warnings.warn) -> None:
-        loop = getattr(self, "_loop", None)
-        if loop is None or self._closed or self._generation != process_generation():
-            return
-        _warn(f"unclosed {self!r}: use 'with' or close()", ResourceWarning, stacklevel=2)
-        self._client._closed = True  # it would warn a second time
-        _shared_loop.forget()
-        with contextlib.suppress(RuntimeError):  # the loop is closed already
-            # grpc closes the sockets with the channels, which have to go on their own loop's thread.
-            loop.call_soon_threadsafe(self._client._abandon)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} over {self._client!r}>"
+        self._close(self._client.aclose)
 
     @property
     def target(self) -> str:
         """Where the service listens."""
         return self._client.target
-
-    def _start(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise errors.ClientClosedError(f"{self!r} is closed")
-            if self._loop is None:
-                check_fork()
-                self._loop, self._loop_thread = _shared_loop.acquire()
-                self._generation = process_generation()
-            elif self._generation != process_generation():
-                check_fork(self._generation)
-
-    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run `work` on the loop that all blocking clients of this process share, and wait for it here."""
-        try:
-            self._start()
-        except BaseException:
-            work.close()
-            raise
-        return self._wait(work)
-
-    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        loop = self._loop
-        assert loop is not None
-        try:
-            if threading.get_ident() == self._loop_thread:
-                raise errors.EventLoopError(
-                    "a blocking client was called on the thread of its own event loop"
-                )
-            call = _Call(work)
-            loop.call_soon_threadsafe(call.start, loop)
-        except BaseException:
-            work.close()
-            raise
-        try:
-            call.done.acquire()
-        except BaseException:
-            # Ctrl-C: nobody waits for the answer any more.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(call.cancel)
-            raise
-        result: _T = call.result()
-        return result
 
     # -- calls ----------------------------------------------------------------------------------------------
 
