@@ -383,6 +383,21 @@ class Controller:
             found = replace(found, state=found.state.with_model(model, remembered))
         return planning.plan(self.settings, found)
 
+    async def preview(self, policies: Mapping[str, Policy]) -> None:
+        """Read the state, and let `plan`, `status` and `get_policy` show how these policies would change it.
+
+        Nothing is written, and another controller may be at work. It ends when this one begins to.
+
+        Raises:
+            RuntimeError: this one is at work.
+            StateError: the state on disk cannot be read.
+        """
+        if self._disk_lock is not None:
+            raise RuntimeError(f"{self!r} is at work; set the policies, or give them to plan()")
+        await self._load()
+        for model, policy in policies.items():
+            self._state = self.state.with_model(model, replace(self.state.model(model), policy=policy))
+
     async def step(self) -> Plan:
         """One turn: look, plan, act, and wait until that is done. Not while it works by itself.
 
