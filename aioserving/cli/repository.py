@@ -705,11 +705,10 @@ def plan(settings: Settings, model: str | None, setup: str | None) -> None:
 
 async def _plan(setup: Setup) -> list[Any]:
     from aioserving.repository import conversion
-    from aioserving.repository.service import open_controller, policies_to_set
+    from aioserving.repository.service import open_controller
 
     async with open_controller(setup, start=False) as controller:
-        await controller.plan()  # which reads what it remembers
-        found = await controller.plan(await policies_to_set(controller, setup))
+        found = await controller.plan()
     return [conversion.step_from_proto(conversion.step_to_proto(step)) for step in found.steps]
 
 

@@ -680,7 +680,8 @@ async def open_controller(setup: Setup, *, start: bool = True) -> AsyncIterator[
 
     Args:
         setup: the set-up.
-        start: let it work; otherwise it can only be asked for its plan, and touches nothing.
+        start: let it work; otherwise it can only be asked for its plan and how things are, as they would be
+            with the policies of the file, and touches nothing.
 
     Raises:
         AlreadyRunningError: another controller works on the disk.
@@ -727,6 +728,9 @@ async def open_controller(setup: Setup, *, start: bool = True) -> AsyncIterator[
         if start:
             await stack.enter_async_context(controller)
             await _apply_policies(controller, setup)
+        else:
+            await controller.preview({})  # which reads what it remembers
+            await controller.preview(await policies_to_set(controller, setup))
         yield controller
 
 

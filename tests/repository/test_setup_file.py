@@ -343,6 +343,45 @@ def _broken() -> SetupError:
     return caught.value
 
 
+def test_what_is_shown_before_a_start_has_the_policies_of_the_file(tmp_path: Path) -> None:
+    """Plan and status are what a start of this file would begin with; showing them writes nothing."""
+    from aioserving.repository.service import open_controller
+    from tests.repository.stores import version_files, write_version
+
+    for version in (1, 2):
+        write_version(tmp_path / "store" / "double" / str(version), version_files(version))
+
+    def setup(versions: str) -> Any:
+        return read_setup(
+            f"store: {tmp_path}/store\ndisk: {{path: {tmp_path}/disk}}\nservers: {{a: '127.0.0.1:1'}}\n"
+            f"models: {{double: {{versions: {versions}}}}}\nserver_grace: 0\n"
+        )
+
+    async def shown(versions: str) -> tuple[Policy | None, list[int], str]:
+        async with open_controller(setup(versions), start=False) as controller:
+            report = await controller.status("double")
+            assert report.policy == controller.get_policy("double")
+            wanted = [item.version for item in report.versions if item.wanted]
+            return report.policy, wanted, str(await controller.plan())
+
+    async def story() -> None:
+        policy, wanted, plan = await shown("latest")
+        assert (policy, wanted) == (Policy(), [2])
+        assert "fetch double 2" in plan
+        assert not (tmp_path / "disk").exists(), "nothing was written"
+        async with open_controller(setup("latest")) as controller:
+            await controller.set_policy("double", Policy(pinned=1))
+            with pytest.raises(RuntimeError, match="at work"):
+                await controller.preview({})
+        state = (tmp_path / "disk" / ".aioserving" / "state.json").read_bytes()
+        # What was decided meanwhile stays, until the file says something else.
+        assert (await shown("latest"))[:2] == (Policy(pinned=1), [1])
+        assert (await shown("latest 2"))[:2] == (Policy(versions=Latest(2)), [2, 1])
+        assert (tmp_path / "disk" / ".aioserving" / "state.json").read_bytes() == state
+
+    asyncio.run(story())
+
+
 def test_servers_keep_the_models_that_are_none_of_the_repositorys(tmp_path: Path) -> None:
     """What the file's settings are for reaches the controller: reloads name the other models, too."""
     from aioserving import AsyncClient
