@@ -41,6 +41,7 @@ __all__ = [
     "Group",
     "Setting",
     "Settings",
+    "complete_files",
     "confirm",
     "connection_options",
     "duration",
@@ -552,6 +553,8 @@ def _option(name: str) -> Callable[[_F], _F]:
         extra["multiple"] = True
     elif setting.kind == "duration":
         extra["type"] = DurationType()
+    elif setting.kind == "path":
+        extra["shell_complete"] = complete_files
     if setting.metavar:
         extra["metavar"] = setting.metavar
     return _kept(*names, section=setting.section, **extra)
@@ -561,6 +564,13 @@ def _kept(*names: str, section: str, **extra: Any) -> Callable[[_F], _F]:
     return click.option(
         *names, cls=SectionOption, section=section, expose_value=False, callback=_keep, **extra
     )
+
+
+def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Names of files, for a shell, which knows them itself: the `shell_complete` of arguments that are."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
 
 
 def _profiles(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -585,7 +595,13 @@ def _all(*options: Callable[[Any], Any]) -> Callable[[_F], _F]:
 #: Options for a command that reaches servers.
 connection_options = _all(
     *(_option(name) for name, setting in SETTINGS.items() if setting.section == "Connection"),
-    _kept("--config", section="Connection", metavar="FILE", help="Config file to read."),
+    _kept(
+        "--config",
+        section="Connection",
+        metavar="FILE",
+        help="Config file to read.",
+        shell_complete=complete_files,
+    ),
     _kept(
         "--profile",
         section="Connection",

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from aioserving.cli.common import SETTINGS, Group, Settings, connection_options, output_options, pass_settings
+from aioserving.cli.common import (
+    SETTINGS,
+    Group,
+    Settings,
+    complete_files,
+    connection_options,
+    output_options,
+    pass_settings,
+)
 from aioserving.cli.failures import ExitCode
 from aioserving.cli.reload import read_models
 
@@ -94,8 +102,13 @@ def _shown(value: Any) -> str | None:
         aioserving config check models.config --json
     """,
 )
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--old", metavar="FILE", help="The file in force: changes that servers refuse are found, too.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_files)
+@click.option(
+    "--old",
+    metavar="FILE",
+    help="The file in force: changes that servers refuse are found, too.",
+    shell_complete=complete_files,
+)
 @click.option("--look", is_flag=True, help="Look whether the base paths are on this machine.")
 @click.option("--strict", is_flag=True, help="Let warnings count as errors.")
 @output_options
@@ -176,8 +189,8 @@ def _place(text: str) -> tuple[int | None, int | None, str]:
         aioserving config diff models.config new.config --json
     """,
 )
-@click.argument("old", metavar="OLD")
-@click.argument("new", metavar="NEW")
+@click.argument("old", metavar="OLD", shell_complete=complete_files)
+@click.argument("new", metavar="NEW", shell_complete=complete_files)
 @output_options
 @pass_settings
 def diff(settings: Settings, old: str, new: str) -> None:

@@ -12,6 +12,7 @@ from aioserving.cli.changes import resolve_label
 from aioserving.cli.common import (
     Group,
     Settings,
+    complete_files,
     confirm,
     connection_options,
     each_target,
@@ -48,6 +49,7 @@ _models_option = click.option(
     required=True,
     metavar="FILE",
     help="The server's model_config_file, as it is in force.",
+    shell_complete=complete_files,
 )
 _write_option = click.option(
     "--write/--no-write",
@@ -66,7 +68,13 @@ _yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 )
 @click.argument("model")
 @click.argument("labels", nargs=-1, metavar="[LABEL]...")
-@click.option("--models", "file", metavar="FILE", help="Show the labels that this model_config_file has.")
+@click.option(
+    "--models",
+    "file",
+    metavar="FILE",
+    help="Show the labels that this model_config_file has.",
+    shell_complete=complete_files,
+)
 @connection_options
 @output_options
 @pass_settings

@@ -12,6 +12,7 @@ from aioserving.cli import arrays
 from aioserving.cli.common import (
     Command,
     Settings,
+    complete_files,
     connection_options,
     model_options,
     output_options,
@@ -47,7 +48,12 @@ __all__ = ["command"]
 )
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=2,3", help="Shape of a generated input.")
 @click.option("--output", "filter_", multiple=True, metavar="NAME", help="Ask for this output only.")
-@click.option("--out", metavar="FILE", help="Write the outputs to a .npz, .npy or .json file.")
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="Write the outputs to a .npz, .npy or .json file.",
+    shell_complete=complete_files,
+)
 @click.option(
     "--rows", type=click.IntRange(min=0), default=20, metavar="NUMBER", help="Rows to show; 0: all.  [20]"
 )

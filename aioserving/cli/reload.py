@@ -15,6 +15,7 @@ from aioserving.cli.changes import Change, observe
 from aioserving.cli.common import (
     Command,
     Settings,
+    complete_files,
     confirm,
     connection_options,
     each_target,
@@ -40,8 +41,13 @@ __all__ = ["apply", "command", "read_models", "show_changes", "targets_of"]
         aioserving reload models.config --yes --no-wait --json -t 127.0.0.1:8500
     """,
 )
-@click.argument("file", metavar="FILE")
-@click.option("--old", metavar="FILE", help="The model_config_file in force, to see what else changes.")
+@click.argument("file", metavar="FILE", shell_complete=complete_files)
+@click.option(
+    "--old",
+    metavar="FILE",
+    help="The model_config_file in force, to see what else changes.",
+    shell_complete=complete_files,
+)
 @click.option("--wait/--no-wait", default=True, help="Wait until the versions are available.  [wait]")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from aioserving.cli.common import Group, Settings, confirm, connection_options, output_options, pass_settings
+from aioserving.cli.common import (
+    Group,
+    Settings,
+    complete_files,
+    confirm,
+    connection_options,
+    output_options,
+    pass_settings,
+)
 from aioserving.cli.failures import CommandError, ExitCode
 
 if TYPE_CHECKING:
@@ -90,7 +98,7 @@ def _asks(function: Any) -> Any:
         aioserving repository serve set-up.toml --check
     """,
 )
-@click.argument("file", metavar="SET_UP_FILE")
+@click.argument("file", metavar="SET_UP_FILE", shell_complete=complete_files)
 @click.option("--check", is_flag=True, help="Only check the file.")
 @output_options
 @pass_settings

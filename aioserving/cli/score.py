@@ -13,6 +13,7 @@ from aioserving.cli.common import (
     Command,
     DurationType,
     Settings,
+    complete_files,
     connection_options,
     model_options,
     output_options,
@@ -36,8 +37,8 @@ __all__ = ["command"]
         aioserving score data/ out/ -m digits --version 7 --on-change restart --json -t 127.0.0.1:8500
     """,
 )
-@click.argument("source", nargs=-1, required=True, metavar="INPUT...")
-@click.argument("output", metavar="OUTPUT")
+@click.argument("source", nargs=-1, required=True, metavar="INPUT...", shell_complete=complete_files)
+@click.argument("output", metavar="OUTPUT", shell_complete=complete_files)
 @click.option(
     "--method",
     type=click.Choice(["predict", "classify", "regress"]),
