@@ -92,6 +92,7 @@ class Blobs:
         ranges: whether it knows ranges.
         truncate: path -> how often it breaks off in the middle.
         flip: path -> how often it sends a wrong bit.
+        flip_at: path -> a byte, and how often it is sent wrong.
         vanish: paths that are listed, with their heads, and cannot be read.
         gone: paths that are listed and not there.
         hang: path -> how often it stops sending until `go_on` is set.
@@ -104,6 +105,7 @@ class Blobs:
         self.ranges = ranges
         self.truncate: dict[str, int] = {}
         self.flip: dict[str, int] = {}
+        self.flip_at: dict[str, tuple[int, int]] = {}
         self.vanish: set[str] = set()
         self.gone: set[str] = set()
         self.hang: dict[str, int] = {}
@@ -172,6 +174,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if blobs.flip.get(path, 0) > 0 and part:
             blobs.flip[path] -= 1
             part = part[:-1] + bytes([part[-1] ^ 1])
+        at, times = blobs.flip_at.get(path, (0, 0))
+        if times > 0 and start <= at < end:
+            blobs.flip_at[path] = (at, times - 1)
+            part = part[: at - start] + bytes([part[at - start] ^ 1]) + part[at - start + 1 :]
         headers["Content-Length"] = str(len(part))
         cut = None
         if blobs.truncate.get(path, 0) > 0:

@@ -357,6 +357,37 @@ async def test_flipped_bits_are_found_and_read_again(blobs: Blobs, disk: Disk) -
     assert contents(path)[DATA] == files[DATA]
 
 
+@pytest.mark.parametrize("times", [1, 1000])
+async def test_a_wrong_bit_in_one_stripe_of_a_large_file(
+    blobs: Blobs, disk: Disk, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Only that file is read again; if it stays wrong the error names it, and servers see nothing."""
+    monkeypatch.setattr(fetch_module, "_STRIPE", 3 << 20)
+    files = version_files(1, 11_000_000)
+    blobs.put("m/1", {**files, "SHA256SUMS": manifest_of(files)})
+    blobs.flip_at[f"m/1/{DATA}"] = (7_000_000, times)
+    async with (
+        Store.open(blobs.url, settle=0.0) as store,
+        Fetcher(store, disk, chunk_bytes=1 << 20) as fetcher,
+    ):
+        version = await only(store)
+        blobs.log.clear()
+        fetch = fetcher.fetch(version)
+        if times == 1:
+            path = await fetch
+            assert contents(path)[DATA] == files[DATA]
+        else:
+            with pytest.raises(CorruptVersionError, match=f"SHA-256: {DATA} has") as caught:
+                await fetch
+            assert (caught.value.model, caught.value.version) == ("m", 1)
+            assert "version 1 of model 'm'" in str(caught.value)
+            assert (disk.versions(), leftovers(disk)) == ({}, [])
+            assert not (disk.base / "m").exists()
+    gets = [path.removeprefix("m/1/") for kind, path, _ in blobs.log if kind == "GET" and path[-1] != "/"]
+    assert gets.count(DATA) == 4 * (2 if times == 1 else 3)
+    assert (gets.count("saved_model.pb"), gets.count(INDEX)) == (1, 1)
+
+
 async def test_flipped_bits_that_stay_are_refused(root: Path, store: Store, disk: Disk) -> None:
     """A file that is wrong in the store itself is refused, and leaves nothing on disk."""
     files = version_files(1, 100_000)
