@@ -17,18 +17,68 @@ pytest.importorskip("fsspec", reason="needs the extra `batch`")
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aioserving.jobs.errors import InputError
-from aioserving.jobs.inputs import Inputs, open_inputs
-from aioserving.jobs.readers import text
+from aioserving.jobs.inputs import Cursor, Inputs, open_inputs
+from aioserving.jobs.readers import parquet, text
 from aioserving.jobs.readers.crc32c import crc32c, crc32c_many
 from aioserving.jobs.readers.tfrecord import write_tfrecord
 
 
 def rows_of(inputs: Inputs, **options: Any) -> list[dict[str, Any]]:
     return [row for piece in inputs.pieces(**options) for row in piece.batch.to_pylist()]
+
+
+# -- Parquet ------------------------------------------------------------------------------------------
+
+
+def test_nulls_in_lists_of_fixed_size_are_read_by_any_pyarrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pyarrow cannot read them itself, they and what stands beside them come as they were written."""
+    tensor = pa.fixed_shape_tensor(pa.float32(), [2, 2])
+    columns = {
+        "pair": pa.array([[1, 2], None, [3, None], [4, 5]], pa.list_(pa.float32(), 2)),
+        "nested": pa.array([[[1], [2]], [[3], None], None, [[4], [5]]], pa.list_(pa.list_(pa.int8(), 1), 2)),
+        "tensor": pa.ExtensionArray.from_storage(
+            tensor, pa.array([[1, 2, 3, 4], None, None, [5, 6, 7, 8]], tensor.storage_type)
+        ),
+        "word": pa.array(["a", "b", None, "a"]).dictionary_encode(),
+        "time": pa.array([1, 2, 3, None], pa.timestamp("us", tz="Europe/Berlin")),
+    }
+    table = pa.table({**columns, "number": pa.array(range(4), pa.uint16())})
+    pq.write_table(
+        pa.concat_tables([table, table.slice(0, 1), table]), tmp_path / "f.parquet", row_group_size=4
+    )
+    wanted = [*table.to_pylist(), *table.slice(0, 1).to_pylist(), *table.to_pylist()]
+    for since in (parquet._READS_NULLS, 1_000_000):
+        monkeypatch.setattr(parquet, "_READS_NULLS", since)
+        inputs = open_inputs(tmp_path / "f.parquet")
+        pieces = list(inputs.pieces(piece_rows=3))
+        assert all(piece.batch.schema.equals(table.schema) for piece in pieces)
+        assert [row for piece in pieces for row in piece.batch.to_pylist()] == wanted
+        assert rows_of(inputs, start=Cursor(0, 6), columns=["pair"]) == [
+            {"pair": row["pair"]} for row in wanted[6:]
+        ]
+
+
+def test_lists_without_nulls_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detour is for row groups that have nulls; where they are not counted, for all."""
+    monkeypatch.setattr(parquet, "_READS_NULLS", 1_000_000)
+    opened: list[Any] = []
+    loosely = parquet._open_loosely
+    monkeypatch.setattr(parquet, "_open_loosely", lambda file: (opened.append(file), loosely(file))[1])
+    kind = pa.list_(pa.float32(), 2)
+    table = pa.table({"pair": pa.array([[1, 2], [3, 4]], kind), "other": pa.array([None, 1.0])})
+    pq.write_table(table, tmp_path / "f.parquet")
+    assert rows_of(open_inputs(tmp_path / "f.parquet")) == table.to_pylist()
+    assert opened == []
+    pq.write_table(table, tmp_path / "g.parquet", write_statistics=False)
+    assert rows_of(open_inputs(tmp_path / "g.parquet")) == table.to_pylist()
+    assert len(opened) == 1
 
 
 # -- CSV ----------------------------------------------------------------------------------------------

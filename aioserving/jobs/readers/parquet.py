@@ -3,6 +3,10 @@
 Reading goes on at any row without reading what is before its row group; of the row group itself, the rows
 before are decoded and dropped. Memory is that of a piece, and for files that are not local that of a row
 group's bytes as they are stored, if these are not too many.
+
+Before pyarrow 26, which Python 3.10 does not get, a null in a column of lists of fixed size made the file
+unreadable (apache/arrow#35692). There row groups that have nulls are read as what Parquet itself calls them,
+lists of any size, and made the type that was wanted afterwards.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ __all__ = ["open_parquet"]
 _FETCHED: Final = 64 << 20
 #: Bytes that are read at a time of a column.
 _BUFFER: Final = 1 << 20
+#: The first version of pyarrow that reads nulls in lists of fixed size.
+_READS_NULLS: Final = 26
 
 
 def open_parquet(source: FileSource, options: ReadOptions) -> Reader:
@@ -81,12 +87,16 @@ class _ParquetReader(Reader):
         try:
             plain = _open(file, buffer_size=_BUFFER)
             ahead = None if self.source.local else _open(file, metadata=plain.metadata, pre_buffer=True)
+            loosely = None
             for number in range(first, len(self._groups)):
                 stored, loose = _sizes(plain.metadata.row_group(number), set(wanted))
                 rows = self._groups[number]
                 each = max(loose / max(rows, 1), _width(schema))
                 size = max(1, min(piece_rows, int(self._options.piece_bytes / each) if each else piece_rows))
                 reader = ahead if ahead is not None and stored <= _FETCHED else plain
+                if _has_unreadable_nulls(plain.metadata.row_group(number), schema):
+                    loosely = loosely or _open_loosely(file)
+                    reader = loosely
                 at = behind
                 for batch in reader.iter_batches(
                     size, row_groups=[number], columns=wanted, use_threads=False
@@ -105,6 +115,47 @@ class _ParquetReader(Reader):
                 behind = at
         finally:
             file.close()
+
+
+def _has_unreadable_nulls(group: Any, schema: Any) -> bool:
+    """Whether there may be a null in a list of fixed size, and this pyarrow does not read it."""
+    pyarrow = require_pyarrow()
+    if int(pyarrow.__version__.partition(".")[0]) >= _READS_NULLS:
+        return False
+    names = {field.name for field in schema if _has_fixed_lists(field.type)}
+    for index in range(group.num_columns if names else 0):
+        chunk = group.column(index)
+        if chunk.path_in_schema.partition(".")[0] in names:
+            known = chunk.statistics
+            if known is None or not known.has_null_count or known.null_count:
+                return True
+    return False
+
+
+def _has_fixed_lists(kind: Any) -> bool:
+    if hasattr(kind, "storage_type"):
+        return _has_fixed_lists(kind.storage_type)
+    if getattr(kind, "list_size", None) is not None:
+        return True
+    return any(_has_fixed_lists(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _open_loosely(file: Any) -> Any:
+    """The file without the note in which Arrow says what it had made its columns of."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file.seek(file.size() - 8)
+    end = file.read(8)
+    length = int.from_bytes(end[:4], "little")
+    file.seek(file.size() - 8 - length)
+    before, note, after = file.read(length).rpartition(b"ARROW:schema")
+    footer = before + note.replace(b":", b"-") + after
+    return _open(
+        file,
+        buffer_size=_BUFFER,
+        metadata=pyarrow.parquet.read_metadata(pyarrow.BufferReader(b"PAR1" + footer + end)),
+    )
 
 
 def _sizes(group: Any, columns: set[str]) -> tuple[int, int]:
