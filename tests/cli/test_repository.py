@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ pytest.importorskip("grpc_health", reason="needs the extra `repository`")
 pytest.importorskip("yaml", reason="needs the extra `repository`")
 
 from aioserving.repository import errors
+from aioserving.repository.fetch import FetchProgress
 from aioserving.repository.policy import Label, Latest, Policy, Specific
 from aioserving.repository.service import RepositoryService
-from tests.repository.fake_controller import FakeController
+from tests.cli.terminal import lines_of, on_terminal, screen
+from tests.repository.fake_controller import FakeController, FakeFetch
 
 from .conftest import Ran, Run
 
@@ -116,6 +120,75 @@ def test_fetch(ask: Ask) -> None:
     ]
     assert ask("fetch", "digits", "--json").json["path"] == "/models/digits/2"
     assert ask("fetch", "digits", "9").code == 5
+
+
+class SlowFetch(FakeFetch):
+    """A fetch of 80 MB that takes a while, so that it is seen to move; it may fail in the middle."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__("digits", 2)
+        self.fails = fails
+
+    async def __aiter__(self) -> AsyncIterator[FetchProgress]:
+        yield FetchProgress("digits", 2, "listing", 0, None, 0, None)
+        for done in range(0, 90, 10):
+            if self.fails and done == 50:
+                raise errors.CorruptVersionError("another MD5", model="digits", version=2)
+            yield FetchProgress("digits", 2, "fetching", done * 1_000_000, 80_000_000, 0, 3)
+            await asyncio.sleep(0.15)
+        yield FetchProgress("digits", 2, "done", 80_000_000, 80_000_000, 3, 3)
+
+
+def test_fetch_on_a_terminal(remote: Remote, environment: dict[str, str]) -> None:
+    """A bar that moves, with bytes, rate and time left; then it goes, and where the version lies stays."""
+    remote.controller.hidden_fetch = SlowFetch()
+    written = on_terminal(environment, "repository", "fetch", "-t", remote.target, "digits", columns=120)
+    shown = [line for line in lines_of(written) if line.startswith("digits 2 fetching")]
+    found = [
+        re.fullmatch(r"digits 2 fetching ([━╸╺ ]+) ([\d.]+)/80\.0 MB (\?|[\d.]+ MB/s) +([-\d]\S+)? *", line)
+        for line in shown
+    ]
+    assert all(found), shown
+    done = [float(line[2]) for line in found if line]
+    assert done == sorted(done)
+    assert len(set(done)) >= 3
+    assert 0.0 <= done[0] < done[-1] <= 80.0
+    assert [line for line in screen(written) if line] == ["version 2 of digits is in /models/digits/2"]
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is shown again"
+
+
+def test_a_fetch_that_fails_on_a_terminal(remote: Remote, environment: dict[str, str]) -> None:
+    """The bar gives way to one line that says what is wrong; without colours it is the same."""
+    remote.controller.hidden_fetch = SlowFetch(fails=True)
+    arguments = ("repository", "fetch", "-t", remote.target, "digits")
+    written = on_terminal({**environment, "NO_COLOR": "1"}, *arguments, columns=120, code=10)
+    lengths = [line.count("━") for line in lines_of(written) if line.startswith("digits 2 fetching")]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1] < 40
+    [line] = [line for line in screen(written) if line]
+    assert "version 2 of model 'digits': another MD5" in line
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is shown again"
+
+
+def test_rollout_on_a_terminal(remote: Remote, environment: dict[str, str]) -> None:
+    """What happens stays as lines, in colour, above how it ends; no bar, and nothing is written over."""
+
+    def later() -> None:
+        while ("rollout", "digits", 3) not in remote.controller.calls:
+            time.sleep(0.01)
+        remote.publish("fetched", "in 1 s", model="digits", version=3)
+        remote.publish("promoted", model="digits", version=3)
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    arguments = ("repository", "rollout", "-t", remote.target, "digits", "3", "--wait", "--timeout", "20")
+    written = on_terminal(environment, *arguments, columns=120)
+    thread.join()
+    fetched, promoted, outcome = (line for line in screen(written) if line)
+    assert fetched.endswith("fetched digits 3: in 1 s")
+    assert promoted.endswith("promoted digits 3")
+    assert outcome == "version 3 of digits: promoted"
+    assert "\x1b[2K" not in written
 
 
 def test_policy(ask: Ask, remote: Remote, tmp_path: Path) -> None:
