@@ -25,10 +25,14 @@ import numpy as np
 from aioserving._types import Array
 from aioserving.blocking import Client
 from aioserving.dtypes import DataType
-from aioserving.errors import ServingError
-from aioserving.jobs.columns import ColumnMapping, Decoder
-from aioserving.jobs.errors import BadRows, ColumnError, JobError
+from aioserving.errors import InvalidInputError, ServingError
+from aioserving.inference import CLASSIFY, REGRESS, check_signature
+from aioserving.jobs.columns import ColumnMapping, Decoder, ExampleMapping, make_mapping
+from aioserving.jobs.errors import BadRows, ColumnError
+from aioserving.jobs.inference import infer, output_specs
 from aioserving.jobs.readers.base import require_pyarrow
+from aioserving.prediction import PredictResult
+from aioserving.scoring import BlockingScoring, Scoring
 from aioserving.signature import ModelMetadata, Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -55,6 +59,7 @@ def pin(
     version: int | None = None,
     version_label: str | None = None,
     signature_name: str | None = None,
+    method: Literal["predict", "classify", "regress"] = "predict",
     inputs: Mapping[str, str | Sequence[str]] | None = None,
     decode: Mapping[str, Decoder] | None = None,
     outputs: Sequence[str] | Mapping[str, str] | None = None,
@@ -75,6 +80,9 @@ def pin(
         version: number of the version; by default the one that the servers answer with now.
         version_label: or its label, as it points now.
         signature_name: signature that is called.
+        method: how: ``"classify"`` and ``"regress"`` are for serialized tf.Examples in a column of bytes, or
+            for columns that become their features, as for `aioserving.jobs`. Their outputs are ``classes``
+            and ``scores``, lists, and ``value``.
         inputs: columns by the model's input where names differ, as for `aioserving.jobs`.
         decode: functions by input that make arrays of what is in a column, as for `aioserving.jobs`.
         outputs: the model's outputs that become columns, or new names by output; all by default.
@@ -91,12 +99,15 @@ def pin(
     Raises:
         ValueError: a setting is out of range, or `options` has secrets.
         ColumnError: an output's name or type cannot be a column.
+        InvalidInputError: there is no such output, or the signature is not for this method.
         RPCError: no server says which version and signature there are.
     """
     if version is not None and version_label is not None:
         raise ValueError("give version or version_label, not both")
     if batch_size < 1 or (max_in_flight is not None and max_in_flight < 1):
         raise ValueError(f"{batch_size=} and {max_in_flight=} have to be at least 1")
+    if method not in ("predict", "classify", "regress"):
+        raise ValueError(f"method is 'predict', 'classify' or 'regress', not {method!r}")
     if strings not in ("binary", "utf8"):
         raise ValueError(f"strings is 'binary' or 'utf8', not {strings!r}")
     require_pyarrow()
@@ -110,6 +121,7 @@ def pin(
     settings = {
         "targets": targets,
         "options": options,
+        "method": method,
         "inputs": dict(inputs or {}),
         "decode": dict(decode or {}),
         "strings": strings,
@@ -124,11 +136,31 @@ def pin(
     if isinstance(outputs, str):
         outputs = (outputs,)
     names = dict(outputs) if isinstance(outputs, Mapping) else {name: name for name in outputs or ()}
-    signature.check_outputs(names)
-    names = names or {name: name for name in signature.outputs}
+    if method == "predict":
+        signature.check_outputs(names)
+    else:
+        check_signature(signature, CLASSIFY if method == "classify" else REGRESS, method.capitalize())
+    specs = _outputs_of(signature, method)
+    unknown = [name for name in names if name not in specs]
+    if unknown:
+        raise InvalidInputError(
+            f"{method} has no output {unknown[0]!r}; it has {', '.join(specs)}",
+            model=model,
+            method=method.capitalize(),
+        )
+    names = names or {name: name for name in specs}
     if len(set(names.values())) < len(names):
         raise ColumnError(f"two outputs would be one column: {names}", model=model, signature=signature.name)
     return PinnedModel(uuid.uuid4().hex, found.serialized, signature.name, names, settings)
+
+
+def _outputs_of(
+    signature: Signature, method: Literal["predict", "classify", "regress"]
+) -> Mapping[str, TensorSpec]:
+    """What a call gives, by name."""
+    if method == "predict":
+        return signature.outputs
+    return {spec.name: spec for spec in output_specs(method)}
 
 
 def _open_client(targets: Targets, options: ClientOptions | None) -> Client:
@@ -179,8 +211,9 @@ class PinnedModel:
         self.version = found.version
         self.signature: Signature = found.signature(signature_name)
         self.outputs: Mapping[str, str] = dict(outputs)
+        self._specs = _outputs_of(self.signature, settings["method"])
         #: By schema, what was made of it before: a worker meets one, or a few.
-        self._mappings: dict[Any, ColumnMapping] = {}
+        self._mappings: dict[Any, ColumnMapping | ExampleMapping] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PinnedModel, self._given
@@ -199,8 +232,7 @@ class PinnedModel:
         """
         pyarrow = require_pyarrow()
         fields = [
-            pyarrow.field(column, self._type(self.signature.outputs[name]))
-            for name, column in self.outputs.items()
+            pyarrow.field(column, self._type(self._specs[name])) for name, column in self.outputs.items()
         ]
         if self._settings["error_column"] is not None:
             fields.append(pyarrow.field(self._settings["error_column"], pyarrow.string()))
@@ -227,11 +259,15 @@ class PinnedModel:
     def _refusal(self, details: str) -> ColumnError:
         return ColumnError(details, model=self.name, signature=self.signature.name)
 
-    def _mapping(self, schema: Any) -> ColumnMapping:
+    def _mapping(self, schema: Any) -> ColumnMapping | ExampleMapping:
         found = self._mappings.get(schema)
         if found is None:
-            found = ColumnMapping.build(
-                self.signature, schema, self._settings["inputs"], self._settings["decode"]
+            found = make_mapping(
+                self.signature,
+                schema,
+                method=self._settings["method"],
+                inputs=self._settings["inputs"],
+                decode=self._settings["decode"],
             )
             if len(self._mappings) >= 64:
                 self._mappings.clear()
@@ -308,7 +344,7 @@ class PinnedModel:
         rows = batch.num_rows
         told: dict[int, str] = {}
         sent = np.arange(rows)
-        arrays: dict[str, Array] = {}
+        arrays: Mapping[Any, Array] = {}
         try:
             arrays = mapping.inputs(batch) if rows else {}
         except BadRows as bad:
@@ -327,28 +363,20 @@ class PinnedModel:
             place = pyarrow.array(order, mask=order < 0)
         columns = []
         for name, column_field in zip(self.outputs, self.output_fields(), strict=False):
-            array = _to_arrow(outputs.get(name), column_field.type)
+            parts = [_to_arrow(part, column_field.type) for part in outputs.get(name, ())]
+            array = pyarrow.concat_arrays(parts) if parts else pyarrow.array([], column_field.type)
             columns.append(array if place is None else array.take(place))
         if self._settings["error_column"] is not None:
             columns.append(pyarrow.array([told.get(row) for row in range(rows)], pyarrow.string()))
         return columns
 
     def _call(
-        self, arrays: Mapping[str, Array], sent: Array, told: dict[int, str]
-    ) -> tuple[dict[str, Array], Array]:
-        """Outputs by name, and the rows that they are of; what the server refused goes to `told`."""
-        settings = self._settings
-        model = self.client().model(self.name, version=self.version, signature_name=self.signature.name)
+        self, arrays: Mapping[Any, Array], sent: Array, told: dict[int, str]
+    ) -> tuple[dict[str, list[Array]], Array]:
+        """Outputs of each call by name, and the rows that they are of; what was refused goes to `told`."""
         parts: dict[str, list[Array]] = {name: [] for name in self.outputs}
         answered = []
-        with model.score(
-            arrays,
-            batch_size=settings["batch_size"],
-            max_in_flight=settings["max_in_flight"],
-            on_error="raise" if settings["error_column"] is None else "collect",
-            outage=settings["outage"],
-            output_filter=list(self.outputs),
-        ) as results:
+        with self._scoring(arrays) as results:
             for batch in results:
                 for bad in batch.errors:
                     told[int(sent[bad.row])] = str(bad.error)
@@ -356,15 +384,29 @@ class PinnedModel:
                     answered.append(sent[batch.rows])
                     for name, array in parts.items():
                         array.append(self._checked(name, batch.outputs[name], len(batch)))
-        if not answered:
-            return {}, np.empty(0, np.int64)
-        try:
-            return {name: np.concatenate(found) for name, found in parts.items()}, np.concatenate(answered)
-        except ValueError as error:
-            raise JobError(f"answers of {self.name!r} cannot be put together: {error}") from error
+        return parts, np.concatenate(answered) if answered else np.empty(0, np.int64)
+
+    def _scoring(self, arrays: Mapping[Any, Array]) -> BlockingScoring:
+        """A run over what is sent, not begun."""
+        settings, client = self._settings, self.client()
+        limits: dict[str, Any] = {
+            "batch_size": settings["batch_size"],
+            "max_in_flight": settings["max_in_flight"],
+            "on_error": "raise" if settings["error_column"] is None else "collect",
+            "outage": settings["outage"],
+        }
+        which: dict[str, Any] = {"version": self.version, "signature_name": self.signature.name}
+        if settings["method"] == "predict":
+            return client.model(self.name, **which).score(arrays, output_filter=list(self.outputs), **limits)
+        model = client._client.model(self.name, **which)
+
+        async def call(examples: Any) -> PredictResult:
+            return await infer(model, settings["method"], list(examples))
+
+        return BlockingScoring(client._run, Scoring(arrays, call, name=self.name, **limits))
 
     def _checked(self, name: str, array: Array, rows: int) -> Array:
-        spec = self.signature.outputs[name]
+        spec = self._specs[name]
         if not array.ndim or len(array) != rows or (spec.shape is not None and array.ndim != len(spec.shape)):
             raise ServingError(
                 f"output {name!r} of model {self.name!r} came with the shape {array.shape} for {rows} rows, "
@@ -373,11 +415,9 @@ class PinnedModel:
         return array
 
 
-def _to_arrow(array: Array | None, kind: Any) -> Any:
-    """An output as a pyarrow Array of nested lists; None for no rows."""
+def _to_arrow(array: Array, kind: Any) -> Any:
+    """An output as a pyarrow Array of nested lists."""
     pyarrow = require_pyarrow()
-    if array is None:
-        return pyarrow.array([], kind)
     leaf, depth = kind, 0
     while pyarrow.types.is_list(leaf):
         leaf, depth = leaf.value_type, depth + 1

@@ -7,6 +7,7 @@
     engine     Job: reads, scores, writes, goes on where it stopped
     inputs     which files there are, and their rows piece by piece
     columns    columns of the input as the model's inputs
+    inference  Classify and Regress with answers in columns
     outputs    the model's outputs as columns of files
     manifest   what was done: the point at which rows count
     storage    folders and object stores where files appear whole; the lock

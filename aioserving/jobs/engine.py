@@ -53,6 +53,7 @@ from aioserving.jobs.errors import (
     TooManyBadRowsError,
     VersionGoneError,
 )
+from aioserving.jobs.inference import infer, output_specs
 from aioserving.jobs.manifest import Manifest, Part
 from aioserving.jobs.outputs import FORMATS, OutputColumns, OutputFormat, PartWriter, Strings, for_json
 from aioserving.jobs.storage import Lock, Storage, open_storage
@@ -728,13 +729,8 @@ class _Run:
 
     def _specs(self, signature: Signature) -> list[TensorSpec]:
         job = self.job
-        if job._method == "classify":
-            return [
-                TensorSpec("classes", DataType.DT_STRING, (-1, -1)),
-                TensorSpec("scores", DataType.DT_FLOAT, (-1, -1)),
-            ]
-        if job._method == "regress":
-            return [TensorSpec("value", DataType.DT_FLOAT, (-1,))]
+        if job._method != "predict":
+            return output_specs(job._method)
         if job._output_filter is not None:
             signature.check_outputs(job._output_filter)
         specs = [
@@ -900,7 +896,13 @@ class _Run:
                 )
             else:
                 rows = len(columns)
-                result = await self._infer(list(columns))
+                result = await infer(
+                    self._model,
+                    job._method,
+                    list(columns),
+                    timeout=job._timeout,
+                    metadata=job._metadata,
+                )
         except errors.ModelNotFoundError as error:
             await self._look_for_version(error)
             raise
@@ -915,20 +917,6 @@ class _Run:
             self._gone_since = None
         self._columns.check(result, rows)
         return result
-
-    async def _infer(self, examples: list[bytes]) -> PredictResult:
-        """Classify or Regress, with the answer in columns."""
-        assert self._model is not None
-        job = self.job
-        outputs: dict[str, Array]
-        if job._method == "classify":
-            answer = await self._model.classify(examples, timeout=job._timeout, metadata=job._metadata)
-            labels = np.empty(answer.labels.shape, object)
-            labels.ravel()[:] = [label.encode() for label in answer.labels.ravel().tolist()]
-            outputs = {"classes": labels, "scores": answer.scores}
-            return PredictResult(outputs, answer._model_spec, b"", answer.attempts)
-        found = await self._model.regress(examples, timeout=job._timeout, metadata=job._metadata)
-        return PredictResult({"value": found.values}, found._model_spec, b"", found.attempts)
 
     async def _look_for_version(self, error: errors.ModelNotFoundError) -> None:
         """Raise `VersionGoneError` if waiting is no use: others are served, this one is not about to be."""

@@ -18,6 +18,9 @@ import pandas as pd
 from aioserving.engines.dask import score_frame
 from aioserving.engines.model import close_clients, pin
 from aioserving.jobs.errors import ColumnError
+from aioserving.testing import ServerProcess
+from aioserving.tf_examples import serialize_examples
+from tests.engines.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +68,18 @@ def test_what_cannot_be_a_column(fleet: Any) -> None:
     assert found["sum"].isna().tolist() == [True] + [False] * 5
     assert "below 0" in found["why"].iloc[0]
     assert found["why"].iloc[1:].isna().all()
+
+
+def test_examples_are_classified() -> None:
+    """Serialized Examples are a column of bytes; lists of classes and scores are arrays in each row."""
+    examples = serialize_examples({"x": [0.0, 0.25, 0.5, 0.75]})
+    with (
+        ServerProcess(callables={"graded": "tests.models:graded"}, env={"PYTHONPATH": str(ROOT)}) as server,
+        dask.config.set({"scheduler": "threads", "dataframe.convert-string": False}),
+    ):
+        rows = dask.dataframe.from_pandas(pd.DataFrame({"e": pd.Series(examples, dtype=object)}), 2)
+        model = pin(server.target, "graded", signature_name="classify", method="classify", strings="utf8")
+        found = score_frame(rows, model).compute()
+        close_clients()
+    assert np.stack(found["scores"]).tolist() == [[1.0, 0.0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75]]
+    assert [list(one) for one in found["classes"]] == [["low", "high"]] * 4

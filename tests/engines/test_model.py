@@ -21,6 +21,8 @@ from aioserving.engines.model import close_clients, pin
 from aioserving.errors import InvalidArgumentError, InvalidInputError, ModelNotFoundError, UnavailableError
 from aioserving.jobs.errors import BadRows, ColumnError
 from aioserving.security import StaticToken
+from aioserving.testing import ServerProcess
+from aioserving.tf_examples import serialize_examples
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,3 +157,64 @@ def test_the_driver_finds_what_is_wrong(fleet: Any) -> None:
         pin(fleet.targets, "rows", batch_size=0)
     with pytest.raises(ColumnError, match=r"there is no column for input 'x' of rows/serving_default"):
         pin(fleet.targets, "rows").output_schema(pa.schema([("a", pa.int64()), ("b", pa.int64())]))
+
+
+# -- Classify and Regress -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def graded() -> Iterator[ServerProcess]:
+    """A server of `tests.models.graded`, which classifies and regresses Examples with a float ``x``."""
+    with ServerProcess(callables={"graded": "tests.models:graded"}, env={"PYTHONPATH": str(ROOT)}) as process:
+        yield process
+
+
+def test_examples_are_classified_and_regressed(graded: ServerProcess) -> None:
+    """Serialized Examples in a column, or their features, go to the method; its answers become columns."""
+    values = [number / 64 for number in range(50)]
+    rows = pa.table({"id": range(50), "e": pa.array(serialize_examples({"x": values}), pa.binary())})
+    settings: dict[str, Any] = {"batch_size": 8, "strings": "utf8"}
+    classify = pin(graded.target, "graded", signature_name="classify", method="classify", **settings)
+    found = pickle.loads(pickle.dumps(classify)).score(rows)
+    assert found.schema == classify.output_schema(rows.schema)
+    assert found.column_names == ["id", "e", "classes", "scores"]
+    assert found.column("classes").to_pylist() == [["low", "high"]] * 50
+    assert found.column("scores").to_pylist() == [[1 - value, value] for value in values]
+    assert classify.score(rows.slice(0, 0)).schema == found.schema
+    regress = pin(
+        graded.target,
+        "graded",
+        signature_name="regress",
+        method="regress",
+        inputs={"inputs": ["x"]},
+        outputs={"value": "price"},
+    )
+    features = pa.table({"x": pa.array(values, pa.float32())})
+    assert regress.score(features).column("price").to_pylist() == [value / 2 + 2 for value in values]
+
+
+def test_examples_that_cannot_be_classified(graded: ServerProcess) -> None:
+    """A null, and an Example that the server refuses, have nulls and what is wrong, and no other row does."""
+    examples: list[bytes | None] = list(serialize_examples({"x": [0.0, 0.25, 0.5, 0.75, 1.0]}))
+    examples[1], examples[3] = None, serialize_examples([{"other": [1.0]}])[0]
+    rows = pa.table({"e": pa.array(examples, pa.binary())})
+    model = pin(
+        graded.target, "graded", signature_name="regress", method="regress", error_column="why", batch_size=4
+    )
+    found = model.score(rows)
+    assert found.column("value").to_pylist() == [2.0, None, 2.25, None, 2.5]
+    assert [told is not None for told in found.column("why").to_pylist()] == [False, True, False, True, False]
+    assert "'e' is null" in found.column("why")[1].as_py()
+
+
+def test_the_driver_knows_what_a_method_needs(graded: ServerProcess) -> None:
+    """A signature that is not for the method, an output it has not, and a method there is not are refused."""
+    with pytest.raises(InvalidInputError, match="'regress' cannot be used to classify"):
+        pin(graded.target, "graded", signature_name="regress", method="classify")
+    with pytest.raises(InvalidInputError, match="classify has no output 'value'; it has classes, scores"):
+        pin(graded.target, "graded", signature_name="classify", method="classify", outputs=["value"])
+    with pytest.raises(ValueError, match="not 'guess'"):
+        pin(graded.target, "graded", method="guess")  # type: ignore[arg-type]
+    model = pin(graded.target, "graded", signature_name="classify", method="classify")
+    with pytest.raises(ColumnError, match="which column has the serialized"):
+        model.output_schema(pa.schema([("a", pa.int64())]))
