@@ -28,6 +28,8 @@ from aioserving.errors import (
     AbortedError,
     CancelledError,
     DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
     InvalidConfigError,
     MessageTooLargeError,
     NotFoundError,
@@ -671,6 +673,8 @@ class Controller:
         except UnknownError:
             outcome = step.config  # models failed to load; their status says which, and why
         except ServingError as error:
+            if not step.config and isinstance(error, (InvalidArgumentError, FailedPreconditionError)):
+                outcome = step.config  # one that takes no empty list: it begins with whatever comes next
             self._disk_due = 0.0
             server.retry_at = self._clock() + _RELOAD_AGAIN
             self._tell("reload failed", str(error), server=server.name)

@@ -15,7 +15,7 @@ pytest.importorskip("fsspec", reason="needs the extra `repository`")
 
 import numpy as np
 
-from aioserving import AsyncClient
+from aioserving import AsyncClient, InvalidArgumentError
 from aioserving.repository.controller import Controller
 from aioserving.repository.disk import Disk
 from aioserving.repository.errors import (
@@ -141,6 +141,38 @@ def test_what_is_remembered(tmp_path: Path) -> None:
                     while (await client.get_model_status("digits")).available:
                         await asyncio.sleep(0.02)
                     assert not await controller.remove_policy("digits")
+
+    run(story())
+
+
+def test_a_server_that_takes_no_empty_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told what it is to serve all the same, and the refusal is told."""
+
+    async def story() -> None:
+        with LightServer() as server:
+            async with AsyncClient(server.target) as client:
+                reload = client.reload_config
+                told: list[int] = []
+
+                async def refuse_nothing(config: Any, **settings: Any) -> Any:
+                    told.append(len(config.model_config_list))
+                    if not told[-1]:
+                        raise InvalidArgumentError("no models")
+                    return await reload(config, **settings)
+
+                monkeypatch.setattr(client, "reload_config", refuse_nothing)
+                world = World(tmp_path, client)
+                world.upload(1)
+                async with world.controller() as controller:
+                    watch = controller.watch()
+                    await controller.set_policy("digits", STABLE)
+                    await controller.wait_converged(30)
+                    assert told[:2] == [0, 1]
+                    assert (await client.get_model_status("digits")).available
+                    async for event in watch:
+                        if event.kind == "reload failed":
+                            assert "no models" in str(event)
+                            break
 
     run(story())
 
