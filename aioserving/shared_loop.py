@@ -35,14 +35,17 @@ __all__ = ["OnSharedLoop"]
 T = TypeVar("T")
 
 
-class _Abandonable(Protocol):
+class _Closable(Protocol):
     _closed: bool
+
+    async def aclose(self) -> None:
+        """End, on the loop."""
 
     def _abandon(self) -> None:
         """Let go of everything at once."""
 
 
-C = TypeVar("C", bound=_Abandonable)
+C = TypeVar("C", bound=_Closable)
 
 
 class _SharedLoop:
@@ -135,8 +138,8 @@ class OnSharedLoop(Generic[C]):
         self.close()
 
     def close(self) -> None:
-        """End the client; safe to call again."""
-        raise NotImplementedError
+        """End the calls under way and close every connection; safe to call again."""
+        self._close(self._client.aclose)
 
     def _close(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
         with self._lock:

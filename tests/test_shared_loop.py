@@ -39,9 +39,6 @@ class Worker:
 class Blocking(OnSharedLoop[Worker]):
     """The least that a blocking client is."""
 
-    def close(self) -> None:
-        self._close(self._client.aclose)
-
     def where(self) -> tuple[asyncio.AbstractEventLoop, int]:
         return self._run(self._client.where())
 

@@ -886,12 +886,6 @@ class RepositoryClient(OnSharedLoop[AsyncRepositoryClient]):
             )
         )
 
-    # -- life -----------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Cancel the calls under way and close the connection; safe to call again."""
-        self._close(self._client.aclose)
-
     @property
     def target(self) -> str:
         """Where the service listens."""
