@@ -68,6 +68,14 @@ class Entry(NamedTuple):
     problem: str = ""
 
 
+class PartSizes(NamedTuple):
+    """The parts that a file was uploaded in."""
+
+    sizes: tuple[int, ...]
+    #: Whether the store tells them; else they are what uploads usually have.
+    told: bool
+
+
 class ChangedError(RepositoryError):
     """A file is not the one that was listed any more."""
 
@@ -144,6 +152,17 @@ class Backend:
     async def is_md5(self, path: str, entry: Entry) -> bool:
         """Whether the MD5 among `entry`'s checksums is certainly one of the content."""
         return True
+
+    async def parts(self, path: str, entry: Entry, *, every: bool = False) -> PartSizes | None:
+        """The sizes of the parts that a file was uploaded in; None: not known, or nothing to its tag.
+
+        Args:
+            path: of the file, below the root.
+            entry: what the listing tells of it.
+            every: ask for each of the parts; else they are taken to be as large as the first one, if that
+                can be.
+        """
+        return None
 
     async def close(self) -> None:
         """Close connections."""
@@ -359,18 +378,23 @@ class _Async(Backend):
         """`sink` in a thread; on being cancelled, wait until it is through."""
         await _through(asyncio.get_running_loop().run_in_executor(self._pool, sink, pieces))
 
-    async def _pump(self, read: Callable[[int], Awaitable[bytes]], length: int | None, sink: Sink) -> None:
-        """Hand on what `read` gives, at once and in this thread.
+    async def _pump(self, body: Any, length: int | None, sink: Sink) -> None:
+        """Hand on what the body of an answer gives, at once and in this thread.
 
         As fsspec's own copies do it: handing a piece to another thread costs more than writing it does.
         """
+        anything = getattr(body, "readany", None)  # of aiohttp: what has come, without copying it together
         while length is None or length > 0:
-            data = await read(1 << 18 if length is None else min(1 << 18, length))
+            if anything is not None:
+                data = await anything()
+            else:
+                data = await body.read(_PIECE if length is None else min(_PIECE, length))
             if not data:
                 return
-            sink((data,))
             if length is not None:
+                data = data[:length]
                 length -= len(data)
+            sink((data,))
 
 
 async def _through(future: asyncio.Future[None]) -> None:
@@ -417,17 +441,50 @@ class _S3(_Async):
         try:
             if answer["ETag"].strip('"') != entry.tag:
                 raise ChangedError(f"{self.url}/{path} has changed")
-            await self._pump(body.read, None if end is None else end - start, sink)
+            # What is checked against the ETag needs none of the client's own checksums beside, which
+            # cost as much as writing it.
+            raw = _raw(body) if (entry.checksum or "").startswith("md5:") else body
+            await self._pump(raw, None if end is None else end - start, sink)
         finally:
             body.close()
 
     async def is_md5(self, path: str, entry: Entry) -> bool:
         """Whether the ETag is an MD5: not where the store encrypts with keys of its customer's."""
+        return not _is_encrypted(await self._head(path))
+
+    async def _head(self, path: str, **more: Any) -> Mapping[str, Any]:
         bucket, key, _ = self.fs.split_path(self._full(path))
         with _translated(f"{self.url}/{path}"):
-            head = await self._there(self.fs._call_s3("head_object", Bucket=bucket, Key=key))
-        encrypted = str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
-        return not encrypted and not head.get("SSECustomerAlgorithm")
+            head: Mapping[str, Any] = await self._there(
+                self.fs._call_s3("head_object", Bucket=bucket, Key=key, **more)
+            )
+        return head
+
+    async def parts(self, path: str, entry: Entry, *, every: bool = False) -> PartSizes | None:
+        """The sizes of the parts that a file was uploaded in, by the head of the first one or of each."""
+        tag = _ETAG_OF_PARTS.match(entry.tag)
+        count = int(tag[1]) if tag else 0
+        if not entry.size or not 1 <= count <= min(_MOST_PARTS, entry.size):
+            return None
+        try:
+            head = await self._head(path, PartNumber=1)
+            if _is_encrypted(head):
+                return None  # as `is_md5` has it
+            if count > 1 and head.get("PartsCount") != count:
+                return _usual_parts(entry.size, count)  # it knows no heads of parts
+            found = _equal_parts(entry.size, count, int(head["ContentLength"]))
+            if every or found is None:
+                room = asyncio.Semaphore(_AT_A_TIME)
+
+                async def size(number: int) -> int:
+                    async with room:
+                        return int((await self._head(path, PartNumber=number))["ContentLength"])
+
+                sizes = tuple(await _all(size(number) for number in range(1, count + 1)))
+                found = PartSizes(sizes, True) if sum(sizes) == entry.size else None
+        except StoreError:
+            return _usual_parts(entry.size, count)
+        return found
 
     async def close(self) -> None:
         client = self.fs._s3
@@ -438,11 +495,42 @@ class _S3(_Async):
         await super().close()
 
 
+def _raw(body: Any) -> Any:
+    """What aiohttp gives of the body of an answer, past what botocore does with it; or the body."""
+    content = getattr(getattr(body, "raw_stream", None), "content", None)
+    return content if hasattr(content, "readany") else body
+
+
 _MD5: Final = re.compile(r"[0-9a-fA-F]{32}\Z")
+#: The ETag of what was uploaded in parts: the MD5 of their MD5s, and how many there are.
+_ETAG_OF_PARTS: Final = re.compile(r"[0-9a-fA-F]{32}-([1-9]\d{0,4})\Z")
+#: Parts of an upload that each may be asked for.
+_MOST_PARTS: Final = 10_000
+#: Sizes of parts that clients have by default or are often told, in MiB.
+_USUAL: Final = (5, 6, 8, 10, 15, 16, 20, 25, 32, 40, 50, 60, 64, 80, 100, 128, 200, 250, 256, 500, 512, 1024)
+
+
+def _is_encrypted(head: Mapping[str, Any]) -> bool:
+    """Whether a file has an ETag that is not of its content, as it is encrypted with keys of a customer's."""
+    kms = str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
+    return kms or bool(head.get("SSECustomerAlgorithm"))
+
+
+def _equal_parts(size: int, count: int, part: int, *, told: bool = True) -> PartSizes | None:
+    """Parts of which all but the last have `part` bytes; None if there are not `count` of these in `size`."""
+    last = size - part * (count - 1)
+    return PartSizes((part,) * (count - 1) + (last,), told) if 0 < last <= part else None
+
+
+def _usual_parts(size: int, count: int) -> PartSizes | None:
+    """The parts of an upload by a usual client, if there is one way only to have so many."""
+    if count == 1:
+        return PartSizes((size,), True)
+    fitting = [made for mib in _USUAL if (made := _equal_parts(size, count, mib << 20, told=False))]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _s3_checksum(tag: str) -> str:
-    # With a "-" it is made of the parts of an upload, whose sizes are not told.
     return f"md5:{tag.lower()}" if _MD5.match(tag) else f"etag:{tag}"
 
 
@@ -516,7 +604,7 @@ class _Web(_Async):
             tag = _entry("", {"size": entry.size, **_validators(answer.headers)}).tag
             if tag != entry.tag:
                 raise ChangedError(f"{self.url}/{path} has changed")
-            await self._pump(answer.content.read, None if end is None else end - start, sink)
+            await self._pump(answer.content, None if end is None else end - start, sink)
 
     async def close(self) -> None:
         session = self.fs._session

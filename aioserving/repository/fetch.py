@@ -11,10 +11,10 @@ How a version comes to disk
     ``<base>/.aioserving/fetching/<model>/<version>``, where no server looks (`disk` says why). Each chunk
     that was written is noted in a journal with its checksum. A fetch that was killed finds the journal,
     reads those chunks again from disk, keeps the ones that are what the journal says, whatever a power cut
-    made of them, and reads the others from the store. Then every file is checked: its size, its MD5 or
-    SHA-256 if the store or the manifest tells one, and the SavedModel (`saved_model`); the store is listed
-    once more, and what changed meanwhile is read again. The files and folders are synced, and one rename
-    puts the version where servers look.
+    made of them, and reads the others from the store. Then every file is checked: its size, its MD5 (that of
+    the parts of an upload, too) or SHA-256 if the store or the manifest tells one, and the SavedModel
+    (`saved_model`); the store is listed once more, and what changed meanwhile is read again. The files and
+    folders are synced, and one rename puts the version where servers look.
 
     A store on this machine is copied by the kernel, file by file. Its bytes are not seen here, and so have
     no checksum of their own in the journal: they are noted once they are synced, every 64 MB and when a copy
@@ -43,10 +43,10 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from aioserving.repository import archive, saved_model
-from aioserving.repository.backends import ChangedError, NoRangesError
+from aioserving.repository.backends import ChangedError, NoRangesError, PartSizes
 from aioserving.repository.disk import Disk, sync_folder
 from aioserving.repository.errors import (
     CorruptVersionError,
@@ -83,9 +83,11 @@ _OFTEN: Final = 0.05
 #: How often a version is listed anew because files changed, and a file read anew because it is corrupt.
 _ROUNDS: Final = 5
 _AGAIN: Final = 2
-#: Bytes read from disk at a time.
+#: Bytes read from disk at a time, and those that are then hashed, where few visits count for more.
 _PIECE: Final = 1 << 18
+_DIGESTED: Final = 1 << 20
 _NOT_MD5: Final = "another MD5"
+_NOT_PARTS: Final = "another ETag"
 #: What filesystems and systems say that cannot copy from one to another in this way.
 _CANNOT: Final = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
@@ -285,12 +287,23 @@ class _Part:
     mismatch: str = ""
     #: Its checksum as far as it was computed while it came.
     hashing: _Hashing | None = None
+    #: The parts that it was uploaded in, where its checksum is made of theirs.
+    sizes: PartSizes | None = None
 
     @property
-    def checksum(self) -> tuple[str, str]:
-        """``"md5"`` or ``"sha256"`` and what it should be in hex; empty if there is none."""
+    def checksum(self) -> str:
+        """What `digest` should come to, in hex; empty if there is nothing to compare with."""
         kind, _, expected = (self.file.checksum or "").partition(":")
-        return (kind, expected.lower()) if kind in ("md5", "sha256") else ("", "")
+        known = kind in ("md5", "sha256") or (kind == "etag" and self.sizes is not None)
+        return expected.lower() if known else ""
+
+    def digest(self) -> _Digest:
+        """What computes its checksum; there has to be one."""
+        kind = (self.file.checksum or "").partition(":")[0]
+        if kind != "etag":
+            return hashlib.new(kind, usedforsecurity=False)
+        assert self.sizes is not None
+        return _PartsMD5(self.sizes.sizes)
 
     def gaps(self, size: int) -> list[tuple[int, int]]:
         """What is still to be read."""
@@ -323,6 +336,11 @@ class _Job:
         self.staging = self.disk.staging(version.model, version.version)
         self.files = self.staging / "files"
         self._journal: Journal | None = None
+        #: What was wrong with files whose ETags are made of parts, when they were read last.
+        self._readings: dict[str, str] = {}
+        #: Files that are still to be read, and the listing that begins when there are none.
+        self._unread = 0
+        self._after: asyncio.Future[list[StoredFile]] | None = None
         self.task = asyncio.ensure_future(self._run(after))
 
     def released(self, share: Fetch) -> None:
@@ -377,11 +395,19 @@ class _Job:
         return path
 
     async def _bring(self) -> Path:
+        try:
+            return await self._bring_once_it_rests()
+        finally:
+            await self._listing_of_no_use()
+
+    async def _bring_once_it_rests(self) -> Path:
         corrupt: dict[str, int] = {}
         before: list[StoredFile] | None = None
+        fresh = False  # the listing that showed the version will do, as reads tell what changed since
         for _ in range(_ROUNDS):
             self.tell(now=True, state="listing")
-            listed = before if before is not None else await self._listed()
+            listed = before if before is not None else await self._listed(fresh=fresh)
+            fresh = True
             try:
                 parts = await self._read_all(listed)
                 self.tell(now=True, state="verifying")
@@ -410,15 +436,29 @@ class _Job:
                 before = None
                 await asyncio.sleep(0.05)
                 continue
-            before = await self._listed()
+            listing, self._after = self._after, None
+            before = await (listing or self._listed())
             if [file.entry for file in before] == [file.entry for file in listed]:
                 return await self._finish(parts)
         raise self._refuse(VersionChangedError, "its files keep changing while they are read")
 
-    async def _listed(self) -> list[StoredFile]:
-        """The version's files, as they are now; whether they are still the same is not asked."""
-        found: list[StoredFile] = await self._patiently(lambda: self.store.files(self.version))
+    async def _listed(self, *, fresh: bool = True) -> list[StoredFile]:
+        """The version's files; whether they are still the same is not asked."""
+        found: list[StoredFile] = await self._patiently(lambda: self.store.files(self.version, fresh=fresh))
         return found
+
+    def _was_read(self) -> None:
+        """Note that a file was read; after the last one, while that is checked, the store is listed again."""
+        self._unread -= 1
+        if not self._unread:
+            self._after = asyncio.ensure_future(self._listed())
+
+    async def _listing_of_no_use(self) -> None:
+        """End the listing after the last file, if nobody took it."""
+        listing, self._after = self._after, None
+        if listing is not None:
+            listing.cancel()
+            await asyncio.gather(listing, return_exceptions=True)
 
     async def _patiently(self, ask: Callable[[], Any]) -> Any:
         """Ask the store, and again if it does not answer."""
@@ -456,6 +496,8 @@ class _Job:
         # What is unpacked beside an archive has at least its size.
         needed = 2 * total if self.version.kind == "archive" else total
         key = (self.version.model, self.version.version)
+        await self._listing_of_no_use()
+        self._unread = len(parts)
         await self.disk.room_for(needed, keep() if keep is not None else _Everything(), fetching=key)
         # The largest first, so that none of them is under way alone at the end.
         ordered = sorted(parts, key=lambda part: -(part.file.size or 0))
@@ -467,6 +509,8 @@ class _Job:
 
     async def _read_file(self, part: _Part) -> None:
         size = part.file.size
+        if (part.file.checksum or "").startswith("etag:"):
+            part.sizes = await self._patiently(lambda: self.store.parts(self.version, part.file))
         if self.store.local and size is not None:
             await self._copy_file(part, size)
         else:
@@ -476,6 +520,7 @@ class _Job:
                     await self._read_unsized(part, descriptor)
                 else:
                     await self._hashed(part, descriptor, self._read_sized(part, descriptor, size))
+                self._was_read()
                 # While other files are still being read, this one is checked and goes to disk.
                 part.mismatch = await _in_thread(lambda: _settle(part, descriptor))
             finally:
@@ -485,11 +530,10 @@ class _Job:
     async def _hashed(self, part: _Part, descriptor: int, reading: Coroutine[Any, Any, None]) -> None:
         """Await `reading`, and hash what comes meanwhile, if there is something to compare that with."""
         part.hashing = None
-        kind = part.checksum[0]
-        if not kind or (part.file.size or 0) < _LARGE:
+        if not part.checksum or (part.file.size or 0) < _LARGE:
             await reading
             return
-        part.hashing = hashing = _Hashing(kind, part.done, asyncio.get_running_loop())
+        part.hashing = hashing = _Hashing(part.digest(), part.done, asyncio.get_running_loop())
         task = asyncio.ensure_future(hashing.run(descriptor))
         try:
             await reading
@@ -497,6 +541,7 @@ class _Job:
             # What is left then is hashed by whoever settles the file.
             hashing.ended()
             await asyncio.wait({task})
+            await _ended(task)
         task.result()
 
     async def _read_sized(self, part: _Part, descriptor: int, size: int) -> None:
@@ -510,13 +555,16 @@ class _Job:
             ]
         )
         try:
-            await _workers(
-                [
-                    lambda start=start, end=end: self._read_gap(part, descriptor, start, end)  # type: ignore[misc]
-                    for start, end in gaps
-                ],
-                max(2, self.fetcher.max_concurrent_files // 2),
-            )
+            if len(gaps) == 1:
+                await self._read_gap(part, descriptor, *gaps[0])
+            else:
+                await _workers(
+                    [
+                        lambda start=start, end=end: self._read_gap(part, descriptor, start, end)  # type: ignore[misc]
+                        for start, end in gaps
+                    ],
+                    max(2, self.fetcher.max_concurrent_files // 2),
+                )
         except NoRangesError:
             part.whole = True
         if part.whole:
@@ -544,14 +592,16 @@ class _Job:
                         await asyncio.sleep(_pause(failures))
 
         try:
-            if part.checksum[0] and size >= _LARGE:
+            if part.checksum and size >= _LARGE:
                 copy.settles = False
                 await _in_thread(copy.open)
                 await self._hashed(part, copy.descriptor, copied())
+                self._was_read()
                 part.mismatch = await _in_thread(lambda: _settle(part, copy.descriptor))
             else:
                 # All in one visit to a thread: for small files, the visits would take longest.
                 await copied()
+                self._was_read()
         finally:
             copy.close()
 
@@ -569,7 +619,7 @@ class _Job:
         assert self._journal is not None
         limit = self.fetcher.store.limits.bytes
         writer = _ChunkWriter(
-            descriptor, part, self._journal, start, self.fetcher.chunk_bytes, limit, self.disk
+            descriptor, part, self._journal, start, end, self.fetcher.chunk_bytes, limit, self.disk
         )
         failures = 0
         count = self._counter()
@@ -584,7 +634,8 @@ class _Job:
                     lambda: self.store.read(self.version, part.file, writer.at, end, sink), writer
                 )
                 if end is None or writer.at >= end:
-                    await asyncio.to_thread(writer.finish)
+                    if writer.unnoted:
+                        await asyncio.to_thread(writer.finish)
                     count(0, True)
                     return writer.at
                 raise StoreUnavailableError(
@@ -631,9 +682,7 @@ class _Job:
                         f"{self.version.url} has sent nothing for {self.fetcher.stall_timeout:g} seconds"
                     )
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+            await _ended(task)
         task.result()
 
     async def _verify(self, parts: list[_Part]) -> list[tuple[_Part, str]]:
@@ -648,6 +697,8 @@ class _Job:
                 and not await self._patiently(lambda: self.store.is_md5(self.version, part.file))
             ):
                 why = ""
+            if why.startswith(_NOT_PARTS):
+                why = await self._doubt(part, why)
             if why:
                 bad.append((part, why))
                 assert self._journal is not None
@@ -655,6 +706,32 @@ class _Job:
 
         await _workers([lambda part=part: one(part) for part in parts if part.mismatch], 2)  # type: ignore[misc]
         return bad
+
+    async def _doubt(self, part: _Part, why: str) -> str:
+        """Why a file is not taken whose ETag is not made of its parts as usual; empty if it is taken.
+
+        No good file is refused because its store makes such tags in another way: one that comes twice as the
+        same bytes is what the store has.
+        """
+        if part.sizes is None or not part.sizes.told:
+            return ""
+        sizes = await self._patiently(lambda: self.store.parts(self.version, part.file, every=True))
+        if sizes is None or not sizes.told:
+            return ""
+        if sizes != part.sizes:
+            part.sizes = sizes
+            why = await _in_thread(lambda: _mismatch(part))
+        if why and self._readings.get(part.file.path) == why:
+            logger.warning(
+                "version %d of %r: %s, and the same when it was read again: its store seems to make ETags in "
+                "a way of its own; a manifest would tell whether the file is good",
+                self.version.version,
+                self.version.model,
+                why,
+            )
+            return ""
+        self._readings[part.file.path] = why
+        return why
 
     async def _finish(self, parts: list[_Part]) -> Path:
         """Unpack, look at the SavedModel, and publish."""
@@ -768,6 +845,15 @@ async def _in_thread(
         if future.exception() is None and undo is not None:
             undo(future.result())
         raise
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Wait for `task` to end, cancelled if it goes on; what it raised is known thereby, if nobody asks."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 def _pause(attempt: int) -> float:
@@ -924,7 +1010,15 @@ class _ChunkWriter:
     """Writes what comes of a stretch of a file, and notes its chunks in the journal."""
 
     def __init__(
-        self, descriptor: int, part: _Part, journal: Journal, start: int, chunk: int, limit: int, disk: Disk
+        self,
+        descriptor: int,
+        part: _Part,
+        journal: Journal,
+        start: int,
+        end: int | None,
+        chunk: int,
+        limit: int,
+        disk: Disk,
     ) -> None:
         self.descriptor = descriptor
         self.part = part
@@ -933,6 +1027,7 @@ class _ChunkWriter:
         self.limit = limit
         self.disk = disk
         self.begin = start
+        self.end = end
         #: How far it is written.
         self.at = start
         self._from = start  # where the current chunk begins
@@ -953,16 +1048,21 @@ class _ChunkWriter:
                     self.at += count
                     written += count
                     view = view[count:]
-                    if self.at - self._from == self.chunk:
+                    if self.at - self._from == self.chunk or self.at == self.end:
                         self._note()
         except OSError as error:
             # As what it is here, lest it be taken for a failure of the store.
             raise _disk_error(error, self.disk) from error
         return written
 
+    @property
+    def unnoted(self) -> bool:
+        """Whether `finish` has something to do."""
+        return self.at > self._from
+
     def finish(self) -> None:
-        """Note the last chunk, which may be a short one."""
-        if self.at > self._from:
+        """Note the last chunk, which may be a short one, where nobody knew that it is the last."""
+        if self.unnoted:
             self._note()
 
     def restart(self) -> None:
@@ -1094,22 +1194,73 @@ def _kernel_copy(source: int, target: int, at: int, count: int) -> int:
     return os.pwrite(target, os.pread(source, min(count, _PIECE), at), at)
 
 
+class _Digest(Protocol):
+    """What hashlib makes."""
+
+    @property
+    def name(self) -> str:
+        """Which checksum it is."""
+        ...
+
+    def update(self, data: memoryview, /) -> None:
+        """Go on with `data`."""
+        ...
+
+    def hexdigest(self) -> str:
+        """The checksum of all data."""
+        ...
+
+
+class _PartsMD5:
+    """The ETag of what was uploaded in parts: the MD5 of the parts' MD5s, and how many there are."""
+
+    name: Final = "etag"
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = tuple(sizes)
+        self._digests: list[bytes] = []
+        self._begin()
+
+    def __repr__(self) -> str:
+        return f"<_PartsMD5, {len(self._digests)} of {len(self._sizes)} parts>"
+
+    def update(self, data: memoryview) -> None:
+        """Go on with `data`."""
+        while data and len(self._digests) < len(self._sizes):
+            now, data = data[: self._left], data[self._left :]
+            self._md5.update(now)
+            self._left -= len(now)
+            if not self._left:
+                self._digests.append(self._md5.digest())
+                self._begin()
+
+    def hexdigest(self) -> str:
+        """The ETag, once all parts were there."""
+        digest = hashlib.md5(b"".join(self._digests), usedforsecurity=False)
+        return f"{digest.hexdigest()}-{len(self._digests)}"
+
+    def _begin(self) -> None:
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        number = len(self._digests)
+        self._left = self._sizes[number] if number < len(self._sizes) else 0
+
+
 class _Hashing:
     """The checksum of a file, computed in threads while it comes: of what is there from its beginning on.
 
     Args:
-        kind: of checksum, as hashlib calls it.
+        digest: what computes it.
         done: what is there already: first byte -> byte after the last.
         loop: the one that `run` is awaited in; not given: only `hash` is used.
     """
 
     def __init__(
         self,
-        kind: str,
+        digest: _Digest,
         done: Mapping[int, int] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self.digest = hashlib.new(kind, usedforsecurity=False)
+        self.digest = digest
         #: How much of the file is in the digest.
         self.at = 0
         self._front = 0
@@ -1144,7 +1295,7 @@ class _Hashing:
 
     def hash(self, descriptor: int, upto: int | None = None) -> None:
         """Hash as far as `upto` or, if that is None, the end of the file; blocking."""
-        buffer = memoryview(bytearray(_PIECE))
+        buffer = memoryview(bytearray(_DIGESTED))
         while upto is None or self.at < upto:
             room = buffer if upto is None else buffer[: upto - self.at]
             count = os.preadv(descriptor, [room], self.at)
@@ -1176,14 +1327,14 @@ def _mismatch(part: _Part) -> str:
     size = part.path.stat().st_size
     if size != part.file.size:
         return f"{part.file.path} has {size} bytes instead of {part.file.size}"
-    kind, expected = part.checksum
-    if not kind:
+    expected = part.checksum
+    if not expected:
         return ""
-    hashing, part.hashing = part.hashing or _Hashing(kind), None
+    hashing, part.hashing = part.hashing or _Hashing(part.digest()), None
     with open(part.path, "rb", buffering=0) as file:
         hashing.hash(file.fileno())
     found = hashing.digest.hexdigest()
     if found != expected:
-        what = _NOT_MD5 if kind == "md5" else "another SHA-256"
+        what = {"md5": _NOT_MD5, "etag": _NOT_PARTS}.get(hashing.digest.name, "another SHA-256")
         return f"{what}: {part.file.path} has {found} instead of {expected}"
     return ""

@@ -38,7 +38,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
-from aioserving.repository.backends import Backend, Entry, Put, Sink, open_backend, public_url
+from aioserving.repository.backends import Backend, Entry, PartSizes, Put, Sink, open_backend, public_url
 from aioserving.repository.errors import (
     CorruptVersionError,
     IncompleteVersionError,
@@ -252,10 +252,16 @@ class Store:
         """Model and version of what seemed half uploaded in the last listings."""
         return {(model, version) for model, known in self._known.items() for version in known.unsettled}
 
-    async def files(self, version: StoredVersion) -> list[StoredFile]:
-        """The files of a version, from a fresh listing, with the manifest's checksums if there is one.
+    async def files(self, version: StoredVersion, *, fresh: bool = True) -> list[StoredFile]:
+        """The files of a version, with the manifest's checksums if there is one.
 
         For an archive: the archive itself.
+
+        Args:
+            version: which one.
+            fresh: whether to list it anew. Else the listing that `version` is of is enough, if it is still
+                the last one of its model: whoever reads the files is told of those that changed, and has
+                to ask afresh afterwards.
 
         Raises:
             NotInStoreError: it is not there any more.
@@ -265,7 +271,10 @@ class Store:
             StoreError: the store cannot be read.
         """
         model, name = check_model_name(version.model), version.name
-        if version.kind == "archive":
+        known = self._known[model].seen.get(name) if model in self._known else None
+        if not fresh and known is not None and known.complete and known.found == version:
+            entries = list(known.entries)
+        elif version.kind == "archive":
             found = await self._call(lambda backend: backend.trees([model]))
             entries = [item for item in found[model] if item.path in (name, f"{name}.sha256")]
         else:
@@ -340,6 +349,17 @@ class Store:
         """Whether an MD5 among the checksums is one of the content, which some encrypted stores give not."""
         path = self._path(version, file)
         return await self._call(lambda backend: backend.is_md5(path, file.entry))
+
+    async def parts(
+        self, version: StoredVersion, file: StoredFile, *, every: bool = False
+    ) -> PartSizes | None:
+        """The sizes of the parts that a file was uploaded in; see `backends.Backend.parts`.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        path = self._path(version, file)
+        return await self._call(lambda backend: backend.parts(path, file.entry, every=every))
 
     async def close(self) -> None:
         """Close connections; a second time does nothing."""

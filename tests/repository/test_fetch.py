@@ -437,6 +437,21 @@ async def test_blobs_that_vanish_are_told(blobs: Blobs, disk: Disk) -> None:
     assert disk.versions() == {}
 
 
+async def test_what_a_listing_told_is_not_asked_again(blobs: Blobs, disk: Disk) -> None:
+    """A fetch lists the version once, at its end; if it changed since it was found, what it is now comes."""
+    blobs.put("m/1", {**version_files(1), "assets/old": b"old"})
+    blobs.put("m/2", version_files(2))
+    async with Store.open(blobs.url, settle=0.0) as store, Fetcher(store, disk) as fetcher:
+        first, second = await store.versions("m")
+        blobs.log.clear()
+        await fetcher.fetch(second)
+        assert [path for _, path, _ in blobs.log].count("m/2/") == 1
+        changed = {**version_files(3), "assets/new": b"new"}
+        del blobs.files["m/1/assets/old"]
+        blobs.put("m/1", changed)
+        assert contents(await fetcher.fetch(first)) == changed
+
+
 async def test_a_listing_that_changes_while_it_is_read(
     root: Path, store: Store, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

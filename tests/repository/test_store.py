@@ -25,7 +25,9 @@ from aioserving.repository import (
     Store,
     StoreAccessError,
     StoreUnavailableError,
+    backends,
 )
+from aioserving.repository import fetch as fetch_module
 from aioserving.repository.backends import Backend
 from aioserving.repository.store import missing_shards, parse_manifest
 from tests.repository.stores import (
@@ -353,6 +355,155 @@ async def test_s3(tmp_path: Path, s3: dict[str, Any]) -> None:
         with pytest.raises((NotInStoreError, StoreUnavailableError)):
             await store._call(lambda backend: backend.read("x", file_entry(), 0, None, print))
     fs.close_session(fs.loop, fs._s3)
+
+
+def put_in_parts(fs: Any, key: str, data: bytes, *sizes: int) -> str:
+    """Upload in parts of these sizes; gives the ETag."""
+    where = {"Bucket": "bucket", "Key": key}
+    upload = {**where, "UploadId": fs.call_s3("create_multipart_upload", **where)["UploadId"]}
+    parts, at = [], 0
+    for number, size in enumerate(sizes, 1):
+        answer = fs.call_s3("upload_part", **upload, PartNumber=number, Body=data[at : at + size])
+        parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        at += size
+    assert at == len(data)
+    done = fs.call_s3("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
+    return str(done["ETag"]).strip('"')
+
+
+@pytest.fixture
+def in_parts(s3: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A version whose variables came in parts, and a list of wrong bits, one for each time they are read."""
+    fs = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False, **s3)
+    fs.mkdir("bucket")
+    flips: list[int] = []
+    reads: list[int] = []
+    read = Store.read
+
+    async def flipping(self: Store, version: Any, file: Any, start: int, end: int | None, sink: Any) -> None:
+        at = flips.pop(0) if file.path == DATA and start == 0 and flips else -1
+        begin = start
+        if file.path == DATA:
+            reads.append(start)
+
+        def flipped(pieces: Any) -> None:
+            nonlocal begin
+            for piece in pieces:
+                data = bytearray(piece)
+                if begin <= at < begin + len(data):
+                    data[at - begin] ^= 1
+                begin += len(data)
+                sink((bytes(data),))
+
+        await read(self, version, file, start, end, flipped)
+
+    monkeypatch.setattr(Store, "read", flipping)
+
+    def put(*sizes: int) -> dict[str, bytes]:
+        files = version_files(1, sum(sizes))
+        for path in ("saved_model.pb", INDEX):
+            fs.pipe_file(f"bucket/models/m/1/{path}", files[path])
+        put_in_parts(fs, f"models/m/1/{DATA}", files[DATA], *sizes)
+        return files
+
+    put.flips, put.reads = flips, reads  # type: ignore[attr-defined]
+    yield put
+    fs.close_session(fs.loop, fs._s3)
+
+
+MIB = 1 << 20
+
+
+async def fetched(s3: dict[str, Any], tmp_path: Path) -> dict[str, bytes]:
+    async with (
+        Store.open("s3://bucket/models", storage_options=s3, settle=0.0) as store,
+        Fetcher(store, Disk(tmp_path / "disk")) as fetcher,
+    ):
+        (version,) = await store.versions("m")
+        return contents(await fetcher.fetch(version))
+
+
+async def test_uploads_in_parts_are_checked(
+    in_parts: Any, s3: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ETag of an upload in parts tells of a flipped bit: the file is read again, and then right."""
+    files = in_parts(5 * MIB, 5 * MIB, 1000)
+    in_parts.flips[:] = [6_000_000]
+    assert await fetched(s3, tmp_path) == files
+    assert in_parts.reads == [0, 0]
+    assert f"another ETag: {DATA} has" in caplog.text
+    assert "way of its own" not in caplog.text
+
+
+async def test_uploads_in_parts_that_come_wrong_each_time(
+    in_parts: Any, s3: dict[str, Any], tmp_path: Path
+) -> None:
+    """Bits that are wrong in another place each time are the way's fault: the version is refused."""
+    in_parts(5 * MIB, 1000)
+    in_parts.flips[:] = [0, 6000, 77]
+    with pytest.raises(CorruptVersionError, match=f"another ETag: {DATA}"):
+        await fetched(s3, tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [(6 * MIB, 5 * MIB, 1000), (5 * MIB, 6 * MIB, 1000)])
+async def test_uploads_in_parts_of_different_sizes(
+    in_parts: Any,
+    s3: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    sizes: tuple[int, ...],
+) -> None:
+    """Where the first part does not tell how large the others are, each is asked for, and it counts."""
+    files = in_parts(*sizes)
+    assert await fetched(s3, tmp_path / "well") == files
+    assert (in_parts.reads, "ETag" in caplog.text) == ([0], False)
+    in_parts.flips[:] = [6_000_000]
+    assert await fetched(s3, tmp_path / "flipped") == files
+    assert (in_parts.reads, "way of its own" in caplog.text) == ([0, 0, 0], False)
+
+
+async def test_etags_that_are_made_in_another_way(
+    in_parts: Any,
+    s3: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No good file is refused: what comes twice as the same bytes is taken, and that is told."""
+    files = in_parts(5 * MIB, 1000)
+    original = fetch_module._PartsMD5.hexdigest
+    monkeypatch.setattr(fetch_module._PartsMD5, "hexdigest", lambda self: original(self)[::-1])
+    assert await fetched(s3, tmp_path) == files
+    assert in_parts.reads == [0, 0]
+    assert "a way of its own" in caplog.text
+
+
+async def test_stores_that_tell_no_parts(
+    in_parts: Any, s3: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the sizes that uploads usually have are tried, and what they do not fit is not refused."""
+    head = backends._S3._head
+
+    async def silent(self: Any, path: str, **more: Any) -> Any:
+        found = dict(await head(self, path))
+        found.pop("PartsCount", None)
+        return found
+
+    monkeypatch.setattr(backends._S3, "_head", silent)
+    files = in_parts(6 * MIB, 5 * MIB, 1000)
+    assert await fetched(s3, tmp_path) == files
+    assert in_parts.reads == [0]
+
+
+def test_sizes_of_parts() -> None:
+    """A size of parts is taken for granted only if it is the only usual one that makes so many."""
+    assert backends._usual_parts(100 * MIB, 13) == ((8 * MIB,) * 12 + (4 * MIB,), False)
+    assert backends._usual_parts(100 * MIB, 2) is None, "50 MiB, or 60, or 64, or 80"
+    assert backends._usual_parts(100 * MIB, 9) is None, "no usual size"
+    assert backends._usual_parts(100, 1) == ((100,), True)
+    assert backends._equal_parts(100, 3, 40) == ((40, 40, 20), True)
+    assert backends._equal_parts(100, 3, 50) is None
+    assert backends._equal_parts(100, 3, 33) is None
 
 
 def file_entry() -> Any:
