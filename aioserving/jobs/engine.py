@@ -1309,8 +1309,8 @@ class _Ahead:
         self._stop = True
         while self._thread.is_alive():
             with contextlib.suppress(queue.Empty):
-                self._queue.get(timeout=0.05)
-        self._thread.join()
+                self._queue.get_nowait()  # what it may be waiting to hand over
+            self._thread.join(0.005)
 
     def __iter__(self) -> Iterator[Piece]:
         while (found := self._queue.get()) is not None:

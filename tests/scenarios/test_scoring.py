@@ -286,7 +286,20 @@ def child(script: str, target: str) -> Iterator[subprocess.Popen[str]]:
             started.kill()
 
 
-@pytest.mark.parametrize("script", [_PLAIN, _ASYNC], ids=["plain", "asyncio"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(_PLAIN, id="plain"),
+        pytest.param(
+            _ASYNC,
+            id="asyncio",
+            marks=pytest.mark.skipif(
+                sys.version_info < (3, 11),
+                reason="before Python 3.11 Ctrl-C is raised inside the event loop, it cancels no task",
+            ),
+        ),
+    ],
+)
 def test_ctrl_c_leaves_a_usable_client(script: str) -> None:
     """After Ctrl-C the source is closed, it is known how far results came, and the client makes calls."""
     with process() as server, child(script, server.target) as started:

@@ -29,7 +29,8 @@ __all__ = ["open_parquet"]
 
 #: Stored bytes of a row group that are fetched together from a filesystem that is not local.
 _FETCHED: Final = 64 << 20
-#: Bytes that are read at a time of a column.
+#: Bytes that are read at a time of a column, of files of this machine and of others.
+_LOCAL_BUFFER: Final = 1 << 18
 _BUFFER: Final = 1 << 20
 #: The first version of pyarrow that reads nulls in lists of fixed size.
 _READS_NULLS: Final = 26
@@ -85,7 +86,7 @@ class _ParquetReader(Reader):
         schema = pyarrow.schema([self.schema.field(name) for name in wanted])
         file = self.source.open_arrow(cached=False)
         try:
-            plain = _open(file, buffer_size=_BUFFER)
+            plain = _open(file, buffer_size=_LOCAL_BUFFER if self.source.local else _BUFFER)
             ahead = None if self.source.local else _open(file, metadata=plain.metadata, pre_buffer=True)
             loosely = None
             for number in range(first, len(self._groups)):
